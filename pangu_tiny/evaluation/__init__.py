@@ -1,0 +1,1 @@
+"""What a checkpoint can do: held-out loss, text."""

@@ -1,0 +1,1 @@
+"""The model: its shape, layers, attention, random initialisation. Knows nothing of files."""

@@ -1,0 +1,126 @@
+"""Causal self-attention within segments: one function, several back ends.
+
+Axes: b batch, t query position, s key position, h query heads, n key-value heads,
+g = h / n query heads per key-value head, k head_dim.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel,
+    splash_attention_mask,
+)
+
+from pangu_tiny.errors import UserError
+from pangu_tiny.topology.mesh import partition_spec
+
+
+def attention(
+    q_bthk: jax.Array,
+    k_bsnk: jax.Array,
+    v_bsnk: jax.Array,
+    segments_bt: jax.Array,
+    backend: str,
+) -> jax.Array:
+    """softmax(q·k / √head_dim)·v over the earlier positions of the same segment.
+
+    Args:
+      q_bthk: queries; h is a multiple of the n heads of `k_bsnk` and `v_bsnk`.
+      segments_bt: int32; position t sees position s ≤ t if their segments are equal.
+      backend: one of `BACKENDS`.
+
+    Returns:
+      [b, t, h, k] in the dtype of the queries; the softmax is taken in float32.
+
+    Raises:
+      UserError: no such back end.
+    """
+    return lookup(backend)(q_bthk, k_bsnk, v_bsnk, segments_bt)
+
+
+def lookup(backend: str) -> Callable[..., jax.Array]:
+    """The back end of that name."""
+    if backend not in BACKENDS:
+        raise UserError(f"Hardware.attention is {backend!r}, expected one of {', '.join(BACKENDS)}")
+    return BACKENDS[backend]
+
+
+def causal_mask(segments_bt: jax.Array) -> jax.Array:
+    """[b, t, s], true where t may see s."""
+    length = segments_bt.shape[1]
+    earlier_ts = jnp.tril(jnp.ones((length, length), bool))
+    return earlier_ts & (segments_bt[:, :, None] == segments_bt[:, None, :])
+
+
+def masked_attention(
+    q_bthk: jax.Array, k_bsnk: jax.Array, v_bsnk: jax.Array, mask_bts: jax.Array
+) -> jax.Array:
+    """The plain formula with any mask; makes the whole square of scores."""
+    b, t, h, k = q_bthk.shape
+    n = k_bsnk.shape[2]
+    q_btngk = q_bthk.reshape(b, t, n, h // n, k)
+    scores = jnp.einsum(
+        "btngk,bsnk->bngts", q_btngk, k_bsnk, preferred_element_type=jnp.float32
+    ) / jnp.sqrt(jnp.float32(k))
+    scores = jnp.where(mask_bts[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights_bngts = jax.nn.softmax(scores, axis=-1).astype(q_bthk.dtype)
+    return jnp.einsum("bngts,bsnk->btngk", weights_bngts, v_bsnk).reshape(b, t, h, k)
+
+
+def _reference(q_bthk, k_bsnk, v_bsnk, segments_bt):
+    return masked_attention(q_bthk, k_bsnk, v_bsnk, causal_mask(segments_bt))
+
+
+def _dot_product(q_bthk, k_bsnk, v_bsnk, segments_bt, implementation=None):
+    """`jax.nn.dot_product_attention`, which knows segments only as a mask."""
+    mask_b1ts = causal_mask(segments_bt)[:, None]
+    return jax.nn.dot_product_attention(
+        q_bthk, k_bsnk, v_bsnk, mask=mask_b1ts, implementation=implementation
+    )
+
+
+def _splash(q_bthk, k_bsnk, v_bsnk, segments_bt, interpret=False):
+    """Pallas' splash attention for TPUs, which never makes the square and skips its upper half.
+
+    A kernel is not partitioned by the compiler: each device runs it on its batch and heads.
+    """
+
+    def local(q_bthk, k_bsnk, v_bsnk, segments_bt):
+        length, heads, head_dim = q_bthk.shape[1:]
+        causal = splash_attention_mask.CausalMask((length, length))
+        kernel = splash_attention_kernel.make_splash_mha_single_device(
+            splash_attention_mask.MultiHeadMask([causal] * heads), interpret=interpret
+        )
+        segments = splash_attention_kernel.SegmentIds(q=segments_bt, kv=segments_bt)
+        out_bhtk = jax.vmap(kernel)(
+            jnp.swapaxes(q_bthk, 1, 2) * head_dim**-0.5,
+            jnp.swapaxes(k_bsnk, 1, 2),
+            jnp.swapaxes(v_bsnk, 1, 2),
+            segments,
+        )
+        return jnp.swapaxes(out_bhtk, 1, 2).astype(q_bthk.dtype)
+
+    if jax.sharding.get_abstract_mesh().empty:
+        return local(q_bthk, k_bsnk, v_bsnk, segments_bt)
+    heads_spec = partition_spec(("batch", None, "heads", None))
+    kv_spec = partition_spec(("batch", None, "kv_heads", None))
+    return jax.shard_map(
+        local,
+        in_specs=(heads_spec, kv_spec, kv_spec, partition_spec(("batch", None))),
+        out_specs=heads_spec,
+        check_vma=False,
+    )(q_bthk, k_bsnk, v_bsnk, segments_bt)
+
+
+BACKENDS: dict[str, Callable[..., jax.Array]] = {
+    "reference": _reference,
+    "dot_product": _dot_product,
+    "cudnn": functools.partial(_dot_product, implementation="cudnn"),
+    "splash": _splash,
+    "splash_interpret": functools.partial(_splash, interpret=True),
+}
+"""reference: the formula. dot_product: XLA's own choice. cudnn: fused, on NVIDIA GPUs. splash: fused,
+on TPUs. splash_interpret: the same kernel step by step on any device, for tests."""

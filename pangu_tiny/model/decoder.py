@@ -1,0 +1,265 @@
+"""The decoder: embedding, scanned blocks, final norm; the head is applied by whoever scores.
+
+The parameter tree is part of the public format: a nested dict of float32 arrays, the blocks
+stacked on axis 0, with the names and axes of `PARAMETER_AXES`. The leaves of the optional modules
+(`shortcut`, `series_scale`, `series_bias`) and of an untied head are there or absent; absent means
+the plain block and the transposed embedding table.
+
+  out = x + attention(norm(x)) + shortcut(norm(x));  out = out + ffn(norm(out))
+
+Axes: b batch, t position, s cached position, d width, h heads, n key-value heads, k head_dim,
+v padded vocabulary.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from pangu_tiny.errors import UserError
+from pangu_tiny.model.attention import attention, masked_attention
+from pangu_tiny.model.init import apply_scheme, matrix_init
+from pangu_tiny.model.layers import (
+    AugmentedShortcut,
+    Dtype,
+    FeedForward,
+    RMSNorm,
+    apply_rope,
+    rope_tables,
+)
+from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.topology.mesh import constrain
+
+PARAMETER_AXES: dict[str, tuple[str, ...]] = {
+    "embedding/table": ("vocab", "embed"),
+    "blocks/attention_norm/scale": ("layer", "embed"),
+    "blocks/attention/query": ("layer", "embed", "heads", "head_dim"),
+    "blocks/attention/key": ("layer", "embed", "kv_heads", "head_dim"),
+    "blocks/attention/value": ("layer", "embed", "kv_heads", "head_dim"),
+    "blocks/attention/out": ("layer", "heads", "head_dim", "embed"),
+    "blocks/shortcut/down": ("layer", "embed", "bottleneck"),
+    "blocks/shortcut/up": ("layer", "bottleneck", "embed"),
+    "blocks/ffn_norm/scale": ("layer", "embed"),
+    "blocks/ffn/gate": ("layer", "embed", "ffn"),
+    "blocks/ffn/up": ("layer", "embed", "ffn"),
+    "blocks/ffn/down": ("layer", "ffn", "embed"),
+    "blocks/ffn/series_scale": ("layer", "terms", "ffn"),
+    "blocks/ffn/series_bias": ("layer", "terms", "ffn"),
+    "final_norm/scale": ("embed",),
+    "head/kernel": ("embed", "vocab"),
+}
+"""Name of a parameter → the logical axes that `topology/mesh.py` lays on the mesh."""
+
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names("attention_output"),
+}
+
+
+class Cache(NamedTuple):
+    """Keys and values of earlier positions, float [layer, b, s, n, k] each, and how many there
+    are (int32 scalar); positions from `length` on are still free."""
+
+    keys: jax.Array
+    values: jax.Array
+    length: jax.Array
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    shape: ModelShape
+    dtype: Dtype
+    backend: str
+
+    @nn.compact
+    def __call__(self, x_btd, segments_bt, rope, cache):
+        d, h, n, k = self.shape.width, self.shape.heads, self.shape.kv_heads, self.shape.head_dim
+        query_dhk = self.param("query", matrix_init, (d, h, k)).astype(self.dtype)
+        key_dnk = self.param("key", matrix_init, (d, n, k)).astype(self.dtype)
+        value_dnk = self.param("value", matrix_init, (d, n, k)).astype(self.dtype)
+        out_hkd = self.param("out", matrix_init, (h, k, d)).astype(self.dtype)
+        q_bthk = constrain(_project(x_btd, query_dhk), "batch", None, "heads", None)
+        k_btnk = constrain(_project(x_btd, key_dnk), "batch", None, "kv_heads", None)
+        v_btnk = constrain(_project(x_btd, value_dnk), "batch", None, "kv_heads", None)
+        q_bthk, k_btnk = apply_rope(q_bthk, rope), apply_rope(k_btnk, rope)
+        if cache is None:
+            mixed_bthk = attention(q_bthk, k_btnk, v_btnk, segments_bt, self.backend)
+        else:
+            mixed_bthk, cache = _attend_cached(q_bthk, k_btnk, v_btnk, cache)
+        mixed_bthk = jax.ad_checkpoint.checkpoint_name(mixed_bthk, "attention_output")
+        b, t = x_btd.shape[:2]
+        return mixed_bthk.reshape(b, t, h * k) @ out_hkd.reshape(h * k, d), cache
+
+
+def _project(x_btd: jax.Array, kernel_dhk: jax.Array) -> jax.Array:
+    d, h, k = kernel_dhk.shape
+    return (x_btd @ kernel_dhk.reshape(d, h * k)).reshape(*x_btd.shape[:2], h, k)
+
+
+def _attend_cached(q_bthk, k_btnk, v_btnk, cache):
+    """Appends the new keys and values to one layer's cache and attends to all that is in it."""
+    keys_bsnk, values_bsnk, length = cache
+    start = (0, length, 0, 0)
+    keys_bsnk = jax.lax.dynamic_update_slice(keys_bsnk, k_btnk.astype(keys_bsnk.dtype), start)
+    values_bsnk = jax.lax.dynamic_update_slice(values_bsnk, v_btnk.astype(values_bsnk.dtype), start)
+    positions_t = length + jnp.arange(q_bthk.shape[1])
+    mask_ts = jnp.arange(keys_bsnk.shape[1])[None, :] <= positions_t[:, None]
+    mixed_bthk = masked_attention(q_bthk, keys_bsnk, values_bsnk, mask_ts[None])
+    return mixed_bthk, (keys_bsnk, values_bsnk)
+
+
+class Block(nn.Module):
+    """One layer, as the body of a scan: the residual stream is carried, the cache is mapped."""
+
+    shape: ModelShape
+    dtype: Dtype
+    backend: str
+
+    @nn.compact
+    def __call__(self, x_btd, cache, segments_bt, rope, cache_length):
+        shape = self.shape
+        cache = None if cache is None else (*cache, cache_length)
+        normed_btd = RMSNorm(shape.norm_eps, name="attention_norm")(x_btd)
+        mixed_btd, cache = Attention(shape, self.dtype, self.backend, name="attention")(
+            normed_btd, segments_bt, rope, cache
+        )
+        if shape.bottleneck:
+            mixed_btd += AugmentedShortcut(shape.bottleneck, self.dtype, name="shortcut")(
+                normed_btd
+            )
+        x_btd = constrain(x_btd + mixed_btd, "batch", None, None)
+        normed_btd = RMSNorm(shape.norm_eps, name="ffn_norm")(x_btd)
+        ffn = FeedForward(shape.ffn_width, shape.series_terms, self.dtype, name="ffn")
+        return constrain(x_btd + ffn(normed_btd), "batch", None, None), cache
+
+
+class Decoder(nn.Module):
+    """Token ids to the normed residual stream that the head reads.
+
+    Attributes:
+      shape: the sizes.
+      dtype: of the matrix products and the residual stream; norms, softmax and loss are float32.
+      attention: back end, see `model/attention.py`.
+      remat: "none" or a key of `REMAT_POLICIES`.
+      unroll: blocks per step of the scan; 0 means all.
+    """
+
+    shape: ModelShape
+    dtype: Dtype = jnp.float32
+    attention: str = "reference"
+    remat: str = "none"
+    unroll: int = 1
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_bt: jax.Array,
+        segments_bt: jax.Array | None = None,
+        positions_bt: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Runs the blocks.
+
+        Args:
+          tokens_bt: int32 ids below vocab_size.
+          segments_bt: int32, no position sees another segment; None is one segment.
+          positions_bt: int32 rotary positions; None counts from 0, or from the cache's length.
+          cache: earlier positions to attend to; segments are then ignored.
+
+        Returns:
+          Hidden states [b, t, d] in `dtype`, and the extended cache (None if none was given).
+        """
+        b, t = tokens_bt.shape
+        start = 0 if cache is None else cache.length
+        if segments_bt is None:
+            segments_bt = jnp.ones((b, t), jnp.int32)
+        if positions_bt is None:
+            positions_bt = jnp.broadcast_to(start + jnp.arange(t), (b, t))
+        table_vd = Embedding(self.shape, name="embedding")()
+        x_btd = constrain(table_vd.astype(self.dtype)[tokens_bt], "batch", None, None)
+        rope = rope_tables(positions_bt, self.shape.head_dim, self.shape.rope_theta)
+        stack = nn.scan(
+            _rematerialised(self.remat),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=self.shape.depth,
+            unroll=self.unroll or self.shape.depth,
+        )(self.shape, self.dtype, self.attention, name="blocks")
+        layers = None if cache is None else (cache.keys, cache.values)
+        x_btd, layers = stack(x_btd, layers, segments_bt, rope, start)
+        if not self.shape.tied:
+            Head(self.shape, name="head")()
+        x_btd = RMSNorm(self.shape.norm_eps, name="final_norm")(x_btd)
+        return x_btd, None if cache is None else Cache(*layers, cache.length + t)
+
+
+class Embedding(nn.Module):
+    shape: ModelShape
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param("table", matrix_init, (self.shape.padded_vocab, self.shape.width))
+
+
+class Head(nn.Module):
+    shape: ModelShape
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param("kernel", matrix_init, (self.shape.width, self.shape.padded_vocab))
+
+
+def _rematerialised(remat: str) -> type[Block]:
+    if remat == "none":
+        return Block
+    if remat not in REMAT_POLICIES:
+        names = ", ".join(("none", *REMAT_POLICIES))
+        raise UserError(f"Hardware.remat is {remat!r}, expected one of {names}")
+    return nn.remat(Block, policy=REMAT_POLICIES[remat], prevent_cse=False)
+
+
+def head_kernel(params: dict[str, Any]) -> jax.Array:
+    """The matrix [d, v] that turns hidden states into logits, tied or not."""
+    if "head" in params:
+        return params["head"]["kernel"]
+    return params["embedding"]["table"].T
+
+
+def logits(decoder: Decoder, params: dict[str, Any], tokens_bt: jax.Array) -> jax.Array:
+    """All logits at once, float32 [b, t, vocab_size], for small inputs."""
+    hidden_btd, _ = decoder.apply({"params": params}, tokens_bt)
+    return project(hidden_btd, params, decoder.shape.vocab_size)
+
+
+def project(hidden_btd: jax.Array, params: dict[str, Any], vocab_size: int) -> jax.Array:
+    """Hidden states to float32 logits over the real vocabulary, without its padding."""
+    kernel_dv = head_kernel(params)[:, :vocab_size].astype(hidden_btd.dtype)
+    return jnp.matmul(hidden_btd, kernel_dv, preferred_element_type=jnp.float32)
+
+
+def empty_cache(shape: ModelShape, batch: int, capacity: int, dtype: Dtype = jnp.float32) -> Cache:
+    """A cache for `capacity` positions of `batch` sequences."""
+    size = (shape.depth, batch, capacity, shape.kv_heads, shape.head_dim)
+    return Cache(jnp.zeros(size, dtype), jnp.zeros(size, dtype), jnp.zeros((), jnp.int32))
+
+
+def init_params(shape: ModelShape, scheme: str, key: jax.Array) -> dict[str, Any]:
+    """Random float32 parameters by one of the schemes of `model/init.py`."""
+    params = Decoder(shape).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    return apply_scheme(params, scheme)
+
+
+def parameter_shapes(shape: ModelShape) -> dict[str, Any]:
+    """The parameter tree as `jax.ShapeDtypeStruct`s, without computing anything."""
+    return jax.eval_shape(lambda: init_params(shape, "constant", jax.random.key(0)))
+
+
+def parameter_axes(shape: ModelShape) -> dict[str, Any]:
+    """The parameter tree with the logical axes of each leaf in its place."""
+    present = flatten_dict(parameter_shapes(shape), sep="/")
+    return unflatten_dict({name: PARAMETER_AXES[name] for name in present}, sep="/")

@@ -1,0 +1,102 @@
+"""The layers of a block: RMSNorm, RoPE, SwiGLU with the series activation, augmented shortcut.
+
+Axes: b batch, t position, d width, h heads, k head_dim, f ffn width, n series terms, r bottleneck.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pangu_tiny.model.init import matrix_init, series_scale_init
+from pangu_tiny.topology.mesh import constrain
+
+Dtype = Any
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · scale, computed in float32, returned in the dtype of x."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x_btd: jax.Array) -> jax.Array:
+        scale_d = self.param("scale", nn.initializers.ones, x_btd.shape[-1:])
+        x32_btd = x_btd.astype(jnp.float32)
+        mean_bt1 = jnp.mean(jnp.square(x32_btd), axis=-1, keepdims=True)
+        return (x32_btd * jax.lax.rsqrt(mean_bt1 + self.eps) * scale_d).astype(x_btd.dtype)
+
+
+def rope_tables(positions_bt: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine, float32 [b, t, 1, head_dim / 2], of the rotary angles at `positions_bt`."""
+    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    angles = positions_bt[:, :, None, None].astype(jnp.float32) / theta**exponents
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rope(x_bthk: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns the pairs (i, i + head_dim / 2), the half-split layout of Hugging Face's LLaMA."""
+    cos, sin = tables
+    first, second = jnp.split(x_bthk.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_bthk.dtype)
+
+
+def series_silu(gate_btf: jax.Array, scale_nf: jax.Array, bias_nf: jax.Array) -> jax.Array:
+    """φ(g) = Σᵢ SiLU(aᵢ ⊙ g + bᵢ), per channel (P2 eq. 7 with SiLU as every σᵢ).
+
+    P2 does not state the base activation, nor whether a and b are per channel, nor where the sum
+    sits in a SwiGLU: chosen on the gate and per channel, since that is what makes n = 2 as cheap
+    as P2 measures it.
+    """
+    terms = [
+        jax.nn.silu(gate_btf * scale_f + bias_f)
+        for scale_f, bias_f in zip(scale_nf, bias_nf, strict=True)
+    ]
+    return sum(terms[1:], terms[0])
+
+
+class FeedForward(nn.Module):
+    """(φ(x·gate) ⊙ x·up)·down, with φ = SiLU for series_terms = 1."""
+
+    ffn_width: int
+    series_terms: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x_btd: jax.Array) -> jax.Array:
+        width, inner = x_btd.shape[-1], self.ffn_width
+        gate_df = self.param("gate", matrix_init, (width, inner)).astype(self.dtype)
+        up_df = self.param("up", matrix_init, (width, inner)).astype(self.dtype)
+        down_fd = self.param("down", matrix_init, (inner, width)).astype(self.dtype)
+        gate_btf = constrain(x_btd @ gate_df, "batch", None, "ffn")
+        up_btf = constrain(x_btd @ up_df, "batch", None, "ffn")
+        if self.series_terms > 1:
+            terms = (self.series_terms, inner)
+            scale_nf = self.param("series_scale", series_scale_init, terms).astype(self.dtype)
+            bias_nf = self.param("series_bias", nn.initializers.zeros, terms).astype(self.dtype)
+            active_btf = series_silu(gate_btf, scale_nf, bias_nf)
+        else:
+            active_btf = jax.nn.silu(gate_btf)
+        return (active_btf * up_btf) @ down_fd
+
+
+class AugmentedShortcut(nn.Module):
+    """B·GELU(A·x): a branch beside attention that mixes no positions (P2 eq. 5, bottleneck form).
+
+    P2 states neither the initialisation nor what the branch reads: chosen to read the normed
+    input, with A random and B zero, so that training starts at the plain block. GELU in its tanh
+    form, which is cheaper and differs by less than 1e-3.
+    """
+
+    bottleneck: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x_btd: jax.Array) -> jax.Array:
+        width = x_btd.shape[-1]
+        down_dr = self.param("down", matrix_init, (width, self.bottleneck))
+        up_rd = self.param("up", nn.initializers.zeros, (self.bottleneck, width))
+        hidden_btr = jax.nn.gelu(x_btd @ down_dr.astype(self.dtype), approximate=True)
+        return hidden_btr @ up_rd.astype(self.dtype)

@@ -1,0 +1,89 @@
+"""The device mesh, and the one table of rules that lays logical axes on it.
+
+Mesh axes: `data` (replicas), `fsdp` (parameters cut along the width, gathered where used), `tensor`
+(heads, feed-forward and vocabulary cut, activations reduced). They are Auto axes: the compiler
+propagates shardings from the parameters, the batch and the few places that call `constrain`.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from pangu_tiny.errors import UserError
+from pangu_tiny.model.shape import ModelShape
+
+AXES = ("data", "fsdp", "tensor")
+
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "embed": ("fsdp",),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "ffn": ("tensor",),
+}
+"""Logical axis → mesh axes. Every other axis is on each device in full."""
+
+
+def make_mesh(
+    data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh over all devices; one of the sizes may be −1 for "what is left".
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [data, fsdp, tensor]
+    binding = f"Hardware.data × fsdp × tensor = {data} × {fsdp} × {tensor}"
+    if any(size == 0 or size < -1 for size in sizes) or sizes.count(-1) > 1:
+        raise UserError(f"{binding}: expected positive sizes, one of them −1 at most")
+    given = int(np.prod([size for size in sizes if size != -1]))
+    if -1 in sizes and len(devices) % given == 0:
+        sizes[sizes.index(-1)] = len(devices) // given
+    if np.prod(sizes) != len(devices):
+        raise UserError(f"{binding} does not fit the {len(devices)} devices that JAX found")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:
+    """The mesh axes of an array whose axes have these logical names."""
+    return PartitionSpec(*(RULES.get(axis) if axis else None for axis in axes))
+
+
+def named_sharding(mesh: Mesh, axes: Sequence[str | None]) -> NamedSharding:
+    return NamedSharding(mesh, partition_spec(axes))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pins an activation to its layout; without a mesh in context (`jax.set_mesh`), a no-op."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is cut."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_divides(shape: ModelShape, mesh: Mesh) -> None:
+    """Refuses a mesh on which an axis of the model does not divide.
+
+    Raises:
+      UserError: names the size of the model and the mesh axis.
+    """
+    for name, size, axis in (
+        ("width", shape.width, "fsdp"),
+        ("heads", shape.heads, "tensor"),
+        ("kv_heads", shape.kv_heads, "tensor"),
+        ("ffn_width", shape.ffn_width, "tensor"),
+        ("padded vocabulary", shape.padded_vocab, "tensor"),
+    ):
+        if size % mesh.shape[axis]:
+            raise UserError(
+                f"ModelShape.{name} {size} is not divisible by "
+                f"Hardware.{axis} {mesh.shape[axis]}: choose another mesh"
+            )

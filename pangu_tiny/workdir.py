@@ -1,0 +1,74 @@
+"""The folder that a stage writes: claimed by one configuration, refused to every other."""
+
+import json
+import os
+from typing import Any
+
+from etils import epath
+
+from pangu_tiny.errors import UserError
+
+_IDENTITY = "identity.json"
+
+
+def claim(workdir: str, stage: str, identity: dict[str, Any]) -> epath.Path:
+    """Makes `workdir` (if need be) and binds it to `stage` and `identity`.
+
+    Args:
+      workdir: a local path or a URL that epath knows (gs://, s3://).
+      stage: the name of the stage that writes here.
+      identity: JSON values that define the result. What may differ between two runs of the same
+        work (mesh, processes, logging) stays out of it.
+
+    Returns:
+      The folder. A folder claimed before by the same stage and identity is returned as it is, so
+      that an interrupted run goes on in it.
+
+    Raises:
+      UserError: the folder belongs to another stage or configuration, or holds foreign files.
+    """
+    folder = epath.Path(workdir)
+    marker = folder / _IDENTITY
+    wanted = json.loads(json.dumps({"stage": stage, **identity}))
+    if marker.exists():
+        found = json.loads(marker.read_text())
+        if found != wanted:
+            raise UserError(f"workdir {workdir} holds another run: {_difference(found, wanted)}")
+        return folder
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"workdir {workdir} is not empty and was not made by {stage}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(marker, json.dumps(wanted, indent=2, sort_keys=True))
+    return folder
+
+
+def read_identity(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The identity that `claim` left in a folder, or None if there is none."""
+    marker = epath.Path(workdir) / _IDENTITY
+    return json.loads(marker.read_text()) if marker.exists() else None
+
+
+def write_atomically(path: epath.Path, content: str | bytes) -> None:
+    """Writes a file so that after a kill it is there whole or not at all."""
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    if isinstance(content, bytes):
+        temporary.write_bytes(content)
+    else:
+        temporary.write_text(content)
+    temporary.replace(path)
+
+
+def _difference(found: Any, wanted: Any) -> str:
+    """Names every value that differs as 'name is X there, Y here', nested names with dots."""
+
+    def walk(a: Any, b: Any, name: str) -> list[str]:
+        if isinstance(a, dict) and isinstance(b, dict):
+            keys = sorted(a.keys() | b.keys())
+            return [
+                line
+                for key in keys
+                for line in walk(a.get(key), b.get(key), f"{name}.{key}" if name else key)
+            ]
+        return [] if a == b else [f"{name} is {a!r} there, {b!r} here"]
+
+    return "; ".join(walk(found, wanted, ""))
