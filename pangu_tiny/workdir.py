@@ -1,7 +1,14 @@
 """The folder that a stage writes: claimed by one configuration, refused to every other."""
 
+import contextlib
+import contextvars
+import importlib.metadata
 import json
 import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -9,6 +16,7 @@ from etils import epath
 from pangu_tiny.errors import UserError
 
 _IDENTITY = "identity.json"
+_EFFECTIVE_CONFIG: contextvars.ContextVar[str] = contextvars.ContextVar("effective_config")
 
 
 def claim(workdir: str, stage: str, identity: dict[str, Any]) -> epath.Path:
@@ -34,12 +42,52 @@ def claim(workdir: str, stage: str, identity: dict[str, Any]) -> epath.Path:
         found = json.loads(marker.read_text())
         if found != wanted:
             raise UserError(f"workdir {workdir} holds another run: {_difference(found, wanted)}")
+        _describe(folder)
         return folder
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"workdir {workdir} is not empty and was not made by {stage}")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(marker, json.dumps(wanted, indent=2, sort_keys=True))
+    _describe(folder)
     return folder
+
+
+@contextlib.contextmanager
+def effective_config(text: str) -> Iterator[None]:
+    """Within it, `claim` leaves `text` (gin bindings that give the same run) in the folder."""
+    token = _EFFECTIVE_CONFIG.set(text)
+    try:
+        yield
+    finally:
+        _EFFECTIVE_CONFIG.reset(token)
+
+
+def _describe(folder: epath.Path) -> None:
+    """Leaves the effective config, the package versions and the commit beside the result."""
+    if text := _EFFECTIVE_CONFIG.get(""):
+        write_atomically(folder / "config.gin", text)
+    write_atomically(folder / "environment.json", json.dumps(environment(), indent=2))
+
+
+def environment() -> dict[str, Any]:
+    """Python, platform, versions of the packages that decide a result, and the git commit."""
+    names = ("pangu_tiny", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+    versions = {}
+    for name in (*names, "sentencepiece", "array_record", "tensorflow-datasets"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    commit = subprocess.run(
+        ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "commit": commit or None,
+    }
 
 
 def read_identity(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -30,7 +30,9 @@ def matrix_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
     return STD * jax.random.normal(key, shape, dtype)
 
 
-def series_scale_init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
+def series_scale_init(
+    key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32
+) -> jax.Array:
     """a₁ = 1; the others random, different per term and channel. Shape [terms, ffn_width]."""
     return (SERIES_STD * jax.random.normal(key, shape, dtype)).at[0].set(1.0)
 

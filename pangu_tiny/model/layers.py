@@ -28,7 +28,9 @@ class RMSNorm(nn.Module):
         return (x32_btd * jax.lax.rsqrt(mean_bt1 + self.eps) * scale_d).astype(x_btd.dtype)
 
 
-def rope_tables(positions_bt: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+def rope_tables(
+    positions_bt: jax.Array, head_dim: int, theta: float
+) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine, float32 [b, t, 1, head_dim / 2], of the rotary angles at `positions_bt`."""
     exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     angles = positions_bt[:, :, None, None].astype(jnp.float32) / theta**exponents

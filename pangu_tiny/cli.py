@@ -1,0 +1,82 @@
+"""The front door: `pangu-tiny STAGE --gin_file=F [--gin.NAME=VALUE …]`. Nothing else knows argv."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pangu_tiny import config, workdir
+from pangu_tiny.errors import UserError
+
+STAGES = {
+    "prepare-data": ("pangu_tiny.data.prepare", "text to rows of token ids"),
+    "train": ("pangu_tiny.training.loop", "rows of token ids to a checkpoint"),
+    "evaluate": ("pangu_tiny.evaluation.perplexity", "held-out loss of a checkpoint"),
+    "generate": ("pangu_tiny.evaluation.generate", "text from a checkpoint"),
+    "reproduce": ("pangu_tiny.reproduce.recipe", "a whole recipe, with its report"),
+}
+"""Stage → module with the function of the same name, and what the stage does."""
+
+_NEEDS_DEVICES = ("train", "evaluate", "generate", "reproduce")
+
+
+def find_stage(name: str) -> Callable[..., Any]:
+    return getattr(importlib.import_module(STAGES[name][0]), name.replace("-", "_"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one stage. Exit codes: 0 done, 2 the user can mend it (one line says how), 130 ^C."""
+    options, bindings = _parse(sys.argv[1:] if argv is None else argv)
+    try:
+        if options.stage in _NEEDS_DEVICES:
+            _start_distributed(options)
+        config.read(map(find_stage, STAGES), options.gin_file, bindings)
+        stage = find_stage(options.stage)
+        arguments, effective = config.arguments(stage)
+        with workdir.effective_config(effective):
+            stage(**arguments)
+    except UserError as error:
+        print(f"pangu-tiny {options.stage}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    parser = argparse.ArgumentParser(
+        prog="pangu-tiny",
+        description="The PanGu-π Pro recipe for tiny language models, stage by stage.",
+        epilog="--gin.NAME.PARAMETER=VALUE binds one value and wins over the files; "
+        "a value that is not a gin literal is taken as a string.",
+    )
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    for name, (_, purpose) in STAGES.items():
+        stage = stages.add_parser(name, help=purpose, description=purpose)
+        stage.add_argument(
+            "--gin_file", action="append", default=[], help="a gin file; may be given again"
+        )
+        if name in _NEEDS_DEVICES:
+            stage.add_argument(
+                "--distributed", action="store_true", help="several hosts, found by JAX itself"
+            )
+            stage.add_argument("--coordinator", help="HOST:PORT of process 0, where JAX cannot")
+            stage.add_argument("--processes", type=int, help="how many, with --coordinator")
+            stage.add_argument("--process", type=int, help="which one, with --coordinator")
+    options, rest = parser.parse_known_args(argv)
+    bindings = []
+    for flag in rest:
+        name, equals, value = flag.removeprefix("--gin.").partition("=")
+        if not flag.startswith("--gin.") or not equals:
+            parser.error(f"unknown flag {flag!r}, expected --gin_file=F or --gin.NAME=VALUE")
+        bindings.append((name, value))
+    return options, bindings
+
+
+def _start_distributed(options: argparse.Namespace) -> None:
+    if not options.distributed and options.coordinator is None:
+        return
+    import jax
+
+    jax.distributed.initialize(options.coordinator, options.processes, options.process)

@@ -1,0 +1,1 @@
+"""Whole recipes, from text to report."""

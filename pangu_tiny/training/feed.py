@@ -1,0 +1,100 @@
+"""From the rows that a process reads to arrays that lie on the mesh."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from pangu_tiny.data.dataset import TokenDataset
+from pangu_tiny.data.loader import held_out_batches
+from pangu_tiny.errors import UserError
+from pangu_tiny.topology.mesh import batch_shards
+from pangu_tiny.training.step import Batch, batch_shardings
+
+
+class Feed:
+    """Knows which positions of a batch this process serves, and lays them out.
+
+    A batch [accumulation, rows taken at once] is cut along its second axis; position p of the
+    batch is (p // rows, p % rows) on every mesh, so that every mesh sees the same batches.
+
+    Attributes:
+      accumulation: how many times `rows_at_once` make a batch.
+      positions: int array, the positions inside a batch that this process has to read.
+
+    Raises:
+      UserError: the batch does not divide over the mesh.
+    """
+
+    def __init__(self, mesh: Mesh, global_batch: int, per_device_batch: int):
+        shards = batch_shards(mesh)
+        if global_batch < 1 or global_batch % shards:
+            raise UserError(
+                f"train.global_batch {global_batch} is not divisible by Hardware.data × fsdp = "
+                f"{shards}, the devices that share a batch"
+            )
+        share = global_batch // shards
+        per_device = max(n for n in range(1, per_device_batch + 1) if share % n == 0)
+        self.accumulation = share // per_device
+        self.rows_at_once = per_device * shards
+        self._shardings = batch_shardings(mesh)
+        self._devices = mesh.size
+        indices = self._shardings.row_ids_ab.addressable_devices_indices_map(
+            (self.accumulation, self.rows_at_once)
+        )
+        columns = [np.arange(self.rows_at_once)[index[1]] for index in indices.values()]
+        self._columns = np.unique(np.concatenate(columns))
+        starts = np.arange(self.accumulation)[:, None] * self.rows_at_once
+        self.positions = (starts + self._columns).reshape(-1)
+
+    def place(self, local: dict[str, np.ndarray], requests: np.ndarray) -> Batch:
+        """Rows and row ids at `positions`, and what this process asks for, as a Batch."""
+        shape = (self.accumulation, len(self._columns))
+        rows_act = local["rows"].reshape(*shape, -1)
+        row_ids_ac = local["row_ids"].astype(np.int32).reshape(shape)
+        return Batch(
+            self._assemble(rows_act, self._shardings.rows_abt),
+            self._assemble(row_ids_ac, self._shardings.row_ids_ab),
+            jax.make_array_from_callback(
+                (self._devices, len(requests)),
+                self._shardings.requests,
+                lambda index: np.broadcast_to(requests, (self._devices, len(requests)))[index],
+            ),
+        )
+
+    def _assemble(self, local: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        shape = (self.accumulation, self.rows_at_once, *local.shape[2:])
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            columns = np.arange(self.rows_at_once)[index[1]]
+            return local[:, np.searchsorted(self._columns, columns)]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+
+def held_out_nats(
+    score: Any, params: dict[str, Any], dataset: TokenDataset, mesh: Mesh, per_device_batch: int
+) -> tuple[float, int]:
+    """Scores every target of the held-out split once.
+
+    Args:
+      score: what `score_step` compiled.
+
+    Returns:
+      The sum of the losses in nats, and the number of targets.
+    """
+    feed = Feed(mesh, per_device_batch * batch_shards(mesh), per_device_batch)
+    nats, targets = 0.0, 0
+    for rows_bt in _held_out_rows(feed, dataset):
+        row_nats, row_targets = jax.device_get(score(params, rows_bt))
+        nats += float(np.sum(row_nats, dtype=np.float64))
+        targets += int(np.sum(row_targets, dtype=np.int64))
+    return nats, targets
+
+
+def _held_out_rows(feed: Feed, dataset: TokenDataset) -> Iterator[jax.Array]:
+    quiet = np.zeros(2, bool)
+    for local in held_out_batches(dataset, feed.rows_at_once, feed.positions):
+        yield feed.place(local, quiet).rows_abt[0]

@@ -1,0 +1,459 @@
+"""The stage `train`: rows of token ids in, checkpoints out; may be stopped anywhere and run again."""
+
+import dataclasses
+import json
+import math
+import signal
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from pangu_tiny.data.dataset import TokenDataset
+from pangu_tiny.data.loader import batches
+from pangu_tiny.errors import UserError
+from pangu_tiny.model.attention import lookup
+from pangu_tiny.model.decoder import Decoder
+from pangu_tiny.model.init import check_scheme
+from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.progress import Progress
+from pangu_tiny.topology.hardware import Hardware
+from pangu_tiny.topology.mesh import check_divides, make_mesh
+from pangu_tiny.training import checkpoints
+from pangu_tiny.training.feed import Feed, held_out_nats
+from pangu_tiny.training.metrics import (
+    MFU_FORMULA,
+    MetricsLog,
+    RowLosses,
+    bits_per_byte,
+    peak_flops,
+)
+from pangu_tiny.training.optimizer import Optimizer
+from pangu_tiny.training.step import (
+    Metrics,
+    Objective,
+    TrainState,
+    init_state,
+    score_step,
+    state_shardings,
+    train_step,
+)
+from pangu_tiny.workdir import claim, environment, write_atomically
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Trained(NamedTuple):
+    """Where a run stands: steps taken of steps asked for, and its last checkpoint."""
+
+    step: int
+    steps: int
+    checkpoint: str
+
+
+def train(
+    dataset: str,
+    workdir: str,
+    model: ModelShape,
+    optimizer: Optimizer,
+    hardware: Hardware,
+    steps: int,
+    global_batch: int,
+    mixture: dict[str, float] | None = None,
+    checkpoint: str | None = None,
+    init: str = "constant",
+    dtype: str = "bfloat16",
+    z_loss: float = 0.0,
+    seed: int = 0,
+    skip_nonfinite: bool = False,
+    log_every: int = 10,
+    evaluate_every: int = 1000,
+    save_every: int = 1000,
+    save_minutes: float = 15.0,
+    tensorboard: bool = True,
+    profile_steps: list[int] | None = None,
+) -> Trained:
+    """Trains a model, or goes on where a run in the same workdir stopped.
+
+    Args:
+      dataset: workdir of prepare-data.
+      workdir: where checkpoints, metrics and the losses per row go.
+      model: the shape to train.
+      optimizer: AdamW and its schedule.
+      hardware: how the work is laid out; may change from run to run.
+      steps: optimizer steps in all.
+      global_batch: sequences per step, over all devices.
+      mixture: weight by source name; None takes every row once per epoch.
+      checkpoint: parameters to start from instead of random ones.
+      init: scheme of the random initialisation, see `model/init.py`.
+      dtype: of matrix products and activations, "float32" or "bfloat16"; parameters, norms,
+        softmax and loss are float32.
+      z_loss: weight of the squared log-normaliser.
+      seed: of initialisation and order.
+      skip_nonfinite: leave out the update of a step whose loss or gradient is not finite, and
+        count it, instead of stopping.
+      log_every, evaluate_every, save_every: steps between metrics, held-out losses, checkpoints
+        that stay. A last checkpoint and held-out loss are made at the end in any case.
+      save_minutes: minutes between temporary checkpoints, of which the newest two are kept.
+      tensorboard: whether to write TensorBoard events.
+      profile_steps: [first, last] step to write a JAX profile of, into workdir/profile.
+
+    Returns:
+      How far it came: `step` < `steps` after SIGTERM or ^C.
+
+    Raises:
+      UserError: a setting is wrong, the workdir holds another run, the dataset does not fit the
+        model, the loss is not finite, or a checkpoint cannot be written.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"train.dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if steps < 1:
+        raise UserError(f"train.steps is {steps}, expected at least 1")
+    if profile_steps is not None and len(profile_steps) != 2:
+        raise UserError(f"train.profile_steps is {profile_steps}, expected [first, last]")
+    for name, value in (
+        ("log_every", log_every),
+        ("evaluate_every", evaluate_every),
+        ("save_every", save_every),
+    ):
+        if value < 1:
+            raise UserError(f"train.{name} is {value}, expected at least 1")
+    check_scheme(init)
+    lookup(hardware.attention)
+    rows = TokenDataset.open(dataset)
+    check_dataset(rows, model)
+    mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
+    check_divides(model, mesh)
+    feed = Feed(mesh, global_batch, hardware.per_device_batch)
+    start_from = checkpoints.open_checkpoint(checkpoint) if checkpoint else None
+    if start_from and start_from.shape != model:
+        raise UserError(f"checkpoint {checkpoint} has {start_from.shape}, this run wants {model}")
+    identity = {
+        "model": dataclasses.asdict(model),
+        "dataset": rows.digest,
+        "tokenizer": rows.tokenizer_digest,
+        "sequence_length": rows.sequence_length,
+        "mixture": mixture,
+        "global_batch": global_batch,
+        "steps": steps,
+        "seed": seed,
+        "optimizer": dataclasses.asdict(optimizer),
+        "init": init,
+        "dtype": dtype,
+        "z_loss": z_loss,
+        "skip_nonfinite": skip_nonfinite,
+        "checkpoint": start_from.about["identity"] if start_from else None,
+    }
+    folder = _claim_together(workdir, identity)
+    _note_hardware(folder, hardware, mesh.size)
+    decoder = Decoder(model, DTYPES[dtype], hardware.attention, hardware.remat, hardware.unroll)
+    objective = Objective(decoder, rows.begin_id, rows.end_id, hardware.loss_chunk, z_loss)
+    schedule = optimizer.schedule(steps, global_batch * rows.sequence_length)
+    transformation = optimizer.transformation(schedule)
+    shardings = state_shardings(decoder, transformation, mesh)
+    with jax.set_mesh(mesh):
+        state = init_state(decoder, transformation, init, seed, mesh)
+        if start_from:
+            state = state._replace(params=start_from.params(shardings.params))
+        writer = checkpoints.Writer(folder / "checkpoints", save_every)
+        if restored := writer.restore_latest(_target(state, shardings)):
+            state = restored[0]
+        start = int(state.step)
+        run = _Run(
+            folder=folder,
+            rows=rows,
+            steps=steps,
+            tokens_per_step=global_batch * rows.sequence_length,
+            flops_per_token=model.flops_per_token(rows.sequence_length),
+            rate=schedule,
+            stop_nonfinite=not skip_nonfinite,
+            log_every=log_every,
+            start=start,
+            tensorboard=tensorboard,
+        )
+        run.introduce(model, mesh, feed, optimizer)
+        about = checkpoints.describe(
+            model,
+            identity=identity,
+            dtype=dtype,
+            begin_id=rows.begin_id,
+            end_id=rows.end_id,
+            sequence_length=rows.sequence_length,
+            environment=environment(),
+        )
+        step_fn = train_step(objective, transformation, mesh, skip_nonfinite)
+        score_fn = score_step(objective, mesh)
+        loader = batches(
+            rows,
+            "train",
+            global_batch,
+            seed,
+            mixture=mixture,
+            positions=feed.positions,
+            start=start,
+        )
+
+        def save(count: int) -> None:
+            run.losses.flush(count)
+            facts = {**about, "step": count, "next_batch": count}
+            writer.save(count, state, facts, rows.tokenizer_bytes())
+
+        def evaluate(count: int) -> None:
+            nats, targets = held_out_nats(
+                score_fn, state.params, rows, mesh, hardware.per_device_batch
+            )
+            if targets:
+                run.log_held_out(count - 1, nats, targets)
+
+        count, saved_at = start, time.monotonic()
+        with _Signals() as signals, _Profile(folder, profile_steps) as profile, run:
+            while count < steps and not run.stopping:
+                profile.before(count)
+                began = time.monotonic()
+                local = next(loader)
+                run.waited += time.monotonic() - began
+                late = time.monotonic() - saved_at > 60 * save_minutes
+                batch = feed.place(local, np.array([late, signals.received]))
+                state, metrics = step_fn(state, batch)
+                count += 1
+                run.finish_last(writer)
+                run.pending = (count - 1, metrics)
+                evaluates = count % evaluate_every == 0 or count == steps
+                saves = count % save_every == 0 or count == steps
+                if evaluates or saves or run.saving or run.stopping:
+                    run.finish_last(writer)
+                if evaluates:
+                    evaluate(count)
+                if saves or run.saving or run.stopping:
+                    save(count)
+                    saved_at, run.saving = time.monotonic(), False
+        writer.close()
+    done = Trained(count, steps, str(folder / "checkpoints" / str(count)))
+    if count < steps:
+        _say(f"stopped at step {count} of {steps}; run the same command again to go on")
+    else:
+        _say(f"trained {steps} steps: {done.checkpoint}")
+    return done
+
+
+def check_dataset(rows: TokenDataset, model: ModelShape) -> None:
+    """Refuses a dataset whose ids do not fit the model.
+
+    Raises:
+      UserError: names both vocabularies.
+    """
+    if rows.vocab_size > model.vocab_size:
+        raise UserError(
+            f"dataset {rows.path} has token ids up to {rows.vocab_size - 1}, but "
+            f"ModelShape.vocab_size is {model.vocab_size}"
+        )
+
+
+def _target(state: TrainState, shardings: TrainState) -> TrainState:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        shardings,
+    )
+
+
+def _claim_together(workdir: str, identity: dict[str, Any]) -> epath.Path:
+    """Process 0 claims the workdir; the others find it claimed, and check it too."""
+    if jax.process_count() == 1:
+        return claim(workdir, "train", identity)
+    if jax.process_index() == 0:
+        folder = claim(workdir, "train", identity)
+    multihost_utils.sync_global_devices("claim")
+    if jax.process_index() != 0:
+        folder = claim(workdir, "train", identity)
+    return folder
+
+
+def _note_hardware(folder: epath.Path, hardware: Hardware, devices: int) -> None:
+    """Keeps how the run was laid out, and says what changed since it was last started."""
+    if jax.process_index() != 0:
+        return
+    path = folder / "hardware.json"
+    now = {**dataclasses.asdict(hardware), "devices": devices, "processes": jax.process_count()}
+    if path.exists():
+        before = json.loads(path.read_text())
+        for name in now:
+            if before.get(name) != now[name]:
+                _say(f"since the last start, {name} changed: {before.get(name)} → {now[name]}")
+    write_atomically(path, json.dumps(now, indent=2))
+
+
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, flush=True)
+
+
+class _Run:
+    """What is watched while the steps go by; only process 0 writes it down."""
+
+    def __init__(
+        self,
+        *,
+        folder: epath.Path,
+        rows: TokenDataset,
+        steps: int,
+        tokens_per_step: int,
+        flops_per_token: int,
+        rate: Any,
+        stop_nonfinite: bool,
+        log_every: int,
+        start: int,
+        tensorboard: bool,
+    ):
+        self._rows, self._steps, self._rate = rows, steps, rate
+        self._tokens, self._flops = tokens_per_step, flops_per_token
+        self._stop_nonfinite, self._log_every = stop_nonfinite, log_every
+        self._leads = jax.process_index() == 0
+        self._log = MetricsLog(folder, start, tensorboard) if self._leads else None
+        self.losses = RowLosses(folder, start) if self._leads else _NoLosses()
+        self._progress = Progress("train", steps, "step", initial=start) if self._leads else None
+        self._last_step, self._last_time = start, time.monotonic()
+        self.waited = 0.0
+        self.pending: tuple[int, Metrics] | None = None
+        self.saving = self.stopping = False
+
+    def introduce(self, model: ModelShape, mesh: Any, feed: Feed, optimizer: Optimizer) -> None:
+        sizes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+        _say(
+            f"{model.parameters / 1e6:.1f}M parameters, {self._flops / 1e9:.3f} GFLOP/token, "
+            f"peak rate {optimizer.peak_rate(self._tokens):.3g}"
+        )
+        _say(
+            f"mesh {sizes} on {mesh.size} × {jax.devices()[0].device_kind}; "
+            f"{self._tokens} tokens a step, accumulated {feed.accumulation} times"
+        )
+        if peak_flops():
+            _say(MFU_FORMULA)
+
+    def finish_last(self, writer: checkpoints.Writer) -> None:
+        """Reads the metrics of the step before the one in flight, and acts on them."""
+        if self.pending is None:
+            return
+        step, metrics = self.pending
+        self.pending = None
+        metrics = jax.device_get(metrics)
+        if not metrics.finite and self._stop_nonfinite:
+            writer.wait()
+            good = checkpoints.committed_steps(writer.folder)
+            raise UserError(
+                f"step {step}: loss {metrics.loss} and gradient norm {metrics.gradient_norm} are "
+                f"not finite; the last good checkpoint is "
+                f"{writer.folder / str(good[0]) if good else 'none'}; a lower "
+                f"Optimizer.learning_rate, or train.skip_nonfinite=True, may go on from there"
+            )
+        self.losses.add(step, metrics.row_ids, metrics.row_nats, metrics.row_targets)
+        self.saving |= bool(metrics.requests[0])
+        self.stopping |= bool(metrics.requests[1])
+        if self._leads:
+            self._progress.update(1, loss=f"{metrics.loss:.3f}")
+            if (step + 1) % self._log_every == 0 or step + 1 == self._steps:
+                self._log_step(step, metrics)
+
+    def _log_step(self, step: int, metrics: Metrics) -> None:
+        now = time.monotonic()
+        elapsed = now - self._last_time
+        speed = (step + 1 - self._last_step) * self._tokens / elapsed
+        figures = {
+            "loss": float(metrics.loss),
+            "learning_rate": float(self._rate(step)),
+            "gradient_norm": float(metrics.gradient_norm),
+            "tokens_per_second": round(speed, 1),
+            "data_wait_share": round(self.waited / elapsed, 4),
+        }
+        if peak := peak_flops():
+            figures["mfu"] = round(speed * self._flops / peak, 4)
+        if metrics.skipped:
+            figures["skipped_steps"] = int(metrics.skipped)
+        self._log.log(step, **figures)
+        self._last_step, self._last_time, self.waited = step + 1, now, 0.0
+
+    def log_held_out(self, step: int, nats: float, targets: int) -> None:
+        if not self._leads:
+            return
+        text_bytes = self._rows.splits["held_out"].bytes
+        figures = {
+            "held_out_nats_per_token": nats / targets,
+            "held_out_bits_per_byte": bits_per_byte(nats, text_bytes),
+        }
+        self._log.log(step, **figures)
+        self._progress.say(
+            f"step {step + 1}: held-out {figures['held_out_bits_per_byte']:.4f} bits per byte, "
+            f"{figures['held_out_nats_per_token']:.4f} nats per token"
+        )
+        self._last_time = time.monotonic()
+
+    def __enter__(self) -> "_Run":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._leads:
+            self._progress.close()
+            self._log.close()
+
+
+class _NoLosses:
+    """What the processes besides the first do with the losses per row."""
+
+    def add(self, *_: Any) -> None:
+        pass
+
+    def flush(self, _: int) -> None:
+        pass
+
+
+class _Signals:
+    """Remembers SIGTERM and the first ^C, so that the run saves and leaves; a second ^C kills."""
+
+    def __init__(self):
+        self.received = False
+
+    def __enter__(self) -> "_Signals":
+        self._before = {
+            number: signal.signal(number, self._receive)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def _receive(self, number: int, _: Any) -> None:
+        self.received = True
+        signal.signal(number, self._before[number])
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class _Profile:
+    """Writes a JAX profile of the steps [first, last] into workdir/profile."""
+
+    def __init__(self, folder: epath.Path, steps: list[int] | None):
+        self._folder = str(folder / "profile")
+        self._first, self._last = steps or (math.inf, math.inf)
+        self._running = False
+
+    def before(self, step: int) -> None:
+        if not self._running and self._first <= step <= self._last:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+        elif self._running and step > self._last:
+            self._end()
+
+    def _end(self) -> None:
+        jax.profiler.stop_trace()
+        self._running = False
+
+    def __enter__(self) -> "_Profile":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._running:
+            self._end()

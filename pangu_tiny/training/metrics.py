@@ -1,0 +1,132 @@
+"""What a run leaves behind while it trains: figures step by step, and the loss of every row."""
+
+import json
+import math
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from pangu_tiny.workdir import write_atomically
+
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+"""bfloat16 operations per second of one device, by the start of its name, as its vendor says."""
+
+MFU_FORMULA = (
+    "MFU = tokens/s × (6 × multiplying weights + 6 × depth × sequence × heads × head_dim) "
+    "/ (devices × peak FLOP/s)"
+)
+
+ROW_DTYPE = np.dtype([("step", "<i8"), ("row", "<i8"), ("nats", "<f4"), ("targets", "<i4")])
+"""One trained row: the step (from 0), its row id, the sum of its losses, how many targets."""
+
+
+def peak_flops() -> float | None:
+    """Of all devices together; None where the kind of device is not known (a CPU, say)."""
+    kind = jax.devices()[0].device_kind
+    names = [name for name in PEAK_FLOPS if kind.startswith(name)]
+    return PEAK_FLOPS[max(names, key=len)] * jax.device_count() if names else None
+
+
+def bits_per_byte(nats: float, text_bytes: int) -> float:
+    """Nats summed over all targets of some documents, per raw UTF-8 byte of them, in bits."""
+    return nats / math.log(2) / text_bytes
+
+
+class MetricsLog:
+    """`metrics.jsonl` and TensorBoard events; on a resumed run, what came later is dropped.
+
+    Args:
+      folder: the run's workdir.
+      start: first step that this process will log.
+      tensorboard: whether to write events as well (local folders only).
+    """
+
+    def __init__(self, folder: epath.Path, start: int, tensorboard: bool = True):
+        self._path = folder / "metrics.jsonl"
+        self._lines: list[str] = []
+        if self._path.exists():
+            self._lines = [
+                line
+                for line in self._path.read_text().splitlines()
+                if json.loads(line)["step"] < start
+            ]
+        self._events = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+
+    def log(self, step: int, **figures: Any) -> None:
+        """Adds a line for `step` (0 is the first) and writes the file anew."""
+        self._lines.append(json.dumps({"step": step, "time": round(time.time(), 3), **figures}))
+        write_atomically(self._path, "\n".join(self._lines) + "\n")
+        if self._events:
+            for name, value in figures.items():
+                if isinstance(value, int | float):
+                    self._events.add_scalar(name, value, step)
+            self._events.flush()
+
+    def close(self) -> None:
+        if self._events:
+            self._events.close()
+
+
+def read_metrics(workdir: str) -> list[dict[str, Any]]:
+    """All lines of a run's `metrics.jsonl`."""
+    text = (epath.Path(workdir) / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+class RowLosses:
+    """The loss of every row that was trained, in one file of `ROW_DTYPE` records per checkpoint.
+
+    The file of steps [a, b) is `row_losses/a-b.bin`, written when the checkpoint of step b is, so
+    that a run that goes on from b finds exactly the rows that its parameters have seen.
+    """
+
+    def __init__(self, folder: epath.Path, start: int):
+        self._folder = folder / "row_losses"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._start = start
+        self._records: list[np.ndarray] = []
+        for path in self._folder.iterdir():
+            if path.suffix == ".bin" and _range(path)[1] > start:
+                path.unlink()
+
+    def add(self, step: int, row_ids: np.ndarray, nats: np.ndarray, targets: np.ndarray) -> None:
+        records = np.empty(len(row_ids), ROW_DTYPE)
+        records["step"], records["row"] = step, row_ids
+        records["nats"], records["targets"] = nats, targets
+        self._records.append(records)
+
+    def flush(self, end: int) -> None:
+        """Writes what was added since the last flush, as the rows of the steps before `end`."""
+        if end > self._start:
+            content = np.concatenate(self._records).tobytes()
+            write_atomically(self._folder / f"{self._start:09d}-{end:09d}.bin", content)
+        self._start, self._records = end, []
+
+
+def read_row_losses(workdir: str) -> np.ndarray:
+    """All rows that a run trained, in order: a structured array of `ROW_DTYPE`."""
+    folder = epath.Path(workdir) / "row_losses"
+    paths = sorted((path for path in folder.iterdir() if path.suffix == ".bin"), key=_range)
+    return np.concatenate(
+        [np.frombuffer(path.read_bytes(), ROW_DTYPE) for path in paths] or [np.empty(0, ROW_DTYPE)]
+    )
+
+
+def _range(path: epath.Path) -> tuple[int, int]:
+    start, end = path.stem.split("-")
+    return int(start), int(end)

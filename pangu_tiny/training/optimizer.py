@@ -1,0 +1,94 @@
+"""AdamW, its schedule, and which parameters decay."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pangu_tiny.errors import UserError
+
+_DECAYED = {"table", "query", "key", "value", "out", "down", "up", "gate", "kernel"}
+_NOT_DECAYED = {"scale", "series_scale", "series_bias"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW with linear warm-up and a cosine; defaults are those of the paper's released config.
+
+    Attributes:
+      learning_rate: the peak; None takes the paper's rule,
+        (batch tokens / base_batch_tokens) ** rate_exponent · base_rate (P1, optimisation).
+      base_rate, base_batch_tokens, rate_exponent: lr₀, batch₀ and r of that rule.
+      warmup_fraction: share of the steps over which the rate rises linearly to its peak.
+      final_fraction: rate of the last step, as a share of the peak.
+      b1, b2, eps: of Adam.
+      weight_decay: decoupled, for matrices only, see `decay_mask`.
+      clip: largest global norm of a gradient.
+    """
+
+    learning_rate: float | None = None
+    base_rate: float = 1e-4
+    base_batch_tokens: int = 2**20
+    rate_exponent: float = 0.5
+    warmup_fraction: float = 0.03
+    final_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+    def __post_init__(self):
+        for name in ("warmup_fraction", "final_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"Optimizer.{name} is {getattr(self, name)}, expected 0 to 1")
+        if self.clip <= 0:
+            raise UserError(f"Optimizer.clip is {self.clip}, expected a positive norm")
+
+    def peak_rate(self, batch_tokens: int) -> float:
+        """The highest learning rate of a run with this many tokens a step."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return (batch_tokens / self.base_batch_tokens) ** self.rate_exponent * self.base_rate
+
+    def schedule(self, steps: int, batch_tokens: int) -> optax.Schedule:
+        """The rate of step 0 … steps − 1; the last one has final_fraction of the peak."""
+        peak = self.peak_rate(batch_tokens)
+        warmup = max(1, round(self.warmup_fraction * steps))
+
+        def rate(step: jax.Array) -> jax.Array:
+            rising = (step + 1) / warmup
+            progress = jnp.clip((step + 1 - warmup) / max(1, steps - warmup), 0.0, 1.0)
+            cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+            falling = self.final_fraction + (1 - self.final_fraction) * cosine
+            return peak * jnp.minimum(rising, falling)
+
+        return rate
+
+    def transformation(self, schedule: optax.Schedule) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip),
+            optax.scale_by_adam(self.b1, self.b2, self.eps),
+            optax.add_decayed_weights(self.weight_decay, decay_mask),
+            optax.scale_by_learning_rate(schedule),
+        )
+
+
+def decay_mask(params: dict[str, Any]) -> dict[str, Any]:
+    """True for the matrices (embedding, head, attention, FFN, shortcut), False for norms and for
+    the scales and biases of the series activation. By leaf name: the rank of a stacked leaf says
+    nothing.
+
+    Raises:
+      ValueError: a leaf whose name is in neither list.
+    """
+
+    def decays(path: tuple[Any, ...], _: Any) -> bool:
+        name = path[-1].key
+        if name not in _DECAYED | _NOT_DECAYED:
+            raise ValueError(f"no rule says whether {jax.tree_util.keystr(path)} decays")
+        return name in _DECAYED
+
+    return jax.tree_util.tree_map_with_path(decays, params)
