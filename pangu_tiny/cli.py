@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,11 +15,11 @@ STAGES = {
     "train": ("pangu_tiny.training.loop", "rows of token ids to a checkpoint"),
     "evaluate": ("pangu_tiny.evaluation.perplexity", "held-out loss of a checkpoint"),
     "generate": ("pangu_tiny.evaluation.generate", "text from a checkpoint"),
-    "reproduce": ("pangu_tiny.reproduce.recipe", "a whole recipe, with its report"),
 }
 """Stage → module with the function of the same name, and what the stage does."""
 
-_NEEDS_DEVICES = ("train", "evaluate", "generate", "reproduce")
+
+_NEEDS_DEVICES = ("train", "evaluate", "generate")
 
 
 def find_stage(name: str) -> Callable[..., Any]:
@@ -28,6 +29,7 @@ def find_stage(name: str) -> Callable[..., Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one stage. Exit codes: 0 done, 2 the user can mend it (one line says how), 130 ^C."""
     options, bindings = _parse(sys.argv[1:] if argv is None else argv)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # libraries' warnings are not the user's
     try:
         if options.stage in _NEEDS_DEVICES:
             _start_distributed(options)

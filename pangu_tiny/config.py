@@ -51,11 +51,9 @@ def read(
     known = {}
     for stage in stages:
         known |= {stage.__name__: stage, **_dataclasses_of(stage)}
-    for name, target in known.items():
-        try:
-            gin.get_configurable(name)
-        except ValueError:
-            gin.external_configurable(target, name=name, module="")
+    with gin.config.interactive_mode():  # which lets a name be registered again
+        for name, target in known.items():
+            gin.external_configurable(target, name=name, module="pangu_tiny")
     for path in gin_files:
         _parse_file(path, known)
     for name, value in bindings:

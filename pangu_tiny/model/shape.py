@@ -64,7 +64,7 @@ class ModelShape:
             )
         if self.head_dim < 0 or self.head_dim % 2:
             raise UserError(
-                f"ModelShape.head_dim is {self.head_dim}, expected an even number (RoPE turns pairs)"
+                f"ModelShape.head_dim is {self.head_dim}, expected an even number (for RoPE)"
             )
         if self.shortcut_ratio and not 1 <= self.shortcut_ratio <= self.width:
             raise UserError(

@@ -1,9 +1,7 @@
-"""The stage `train`: rows of token ids in, checkpoints out; may be stopped anywhere and run again."""
+"""The stage `train`: rows of token ids in, checkpoints out; stopped anywhere, it goes on."""
 
 import dataclasses
 import json
-import math
-import signal
 import time
 from typing import Any, NamedTuple
 
@@ -20,21 +18,12 @@ from pangu_tiny.model.attention import lookup
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.model.init import check_scheme
 from pangu_tiny.model.shape import ModelShape
-from pangu_tiny.progress import Progress
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.topology.mesh import check_divides, make_mesh
 from pangu_tiny.training import checkpoints
 from pangu_tiny.training.feed import Feed, held_out_nats
-from pangu_tiny.training.metrics import (
-    MFU_FORMULA,
-    MetricsLog,
-    RowLosses,
-    bits_per_byte,
-    peak_flops,
-)
 from pangu_tiny.training.optimizer import Optimizer
 from pangu_tiny.training.step import (
-    Metrics,
     Objective,
     TrainState,
     init_state,
@@ -42,6 +31,7 @@ from pangu_tiny.training.step import (
     state_shardings,
     train_step,
 )
+from pangu_tiny.training.watch import Profile, Signals, Watch, say
 from pangu_tiny.workdir import claim, environment, write_atomically
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -163,7 +153,7 @@ def train(
         if restored := writer.restore_latest(_target(state, shardings)):
             state = restored[0]
         start = int(state.step)
-        run = _Run(
+        run = Watch(
             folder=folder,
             rows=rows,
             steps=steps,
@@ -210,7 +200,7 @@ def train(
                 run.log_held_out(count - 1, nats, targets)
 
         count, saved_at = start, time.monotonic()
-        with _Signals() as signals, _Profile(folder, profile_steps) as profile, run:
+        with Signals() as signals, Profile(folder, profile_steps) as profile, run:
             while count < steps and not run.stopping:
                 profile.before(count)
                 began = time.monotonic()
@@ -234,9 +224,9 @@ def train(
         writer.close()
     done = Trained(count, steps, str(folder / "checkpoints" / str(count)))
     if count < steps:
-        _say(f"stopped at step {count} of {steps}; run the same command again to go on")
+        say(f"stopped at step {count} of {steps}; run the same command again to go on")
     else:
-        _say(f"trained {steps} steps: {done.checkpoint}")
+        say(f"trained {steps} steps: {done.checkpoint}")
     return done
 
 
@@ -283,177 +273,5 @@ def _note_hardware(folder: epath.Path, hardware: Hardware, devices: int) -> None
         before = json.loads(path.read_text())
         for name in now:
             if before.get(name) != now[name]:
-                _say(f"since the last start, {name} changed: {before.get(name)} → {now[name]}")
+                say(f"since the last start, {name} changed: {before.get(name)} → {now[name]}")
     write_atomically(path, json.dumps(now, indent=2))
-
-
-def _say(line: str) -> None:
-    if jax.process_index() == 0:
-        print(line, flush=True)
-
-
-class _Run:
-    """What is watched while the steps go by; only process 0 writes it down."""
-
-    def __init__(
-        self,
-        *,
-        folder: epath.Path,
-        rows: TokenDataset,
-        steps: int,
-        tokens_per_step: int,
-        flops_per_token: int,
-        rate: Any,
-        stop_nonfinite: bool,
-        log_every: int,
-        start: int,
-        tensorboard: bool,
-    ):
-        self._rows, self._steps, self._rate = rows, steps, rate
-        self._tokens, self._flops = tokens_per_step, flops_per_token
-        self._stop_nonfinite, self._log_every = stop_nonfinite, log_every
-        self._leads = jax.process_index() == 0
-        self._log = MetricsLog(folder, start, tensorboard) if self._leads else None
-        self.losses = RowLosses(folder, start) if self._leads else _NoLosses()
-        self._progress = Progress("train", steps, "step", initial=start) if self._leads else None
-        self._last_step, self._last_time = start, time.monotonic()
-        self.waited = 0.0
-        self.pending: tuple[int, Metrics] | None = None
-        self.saving = self.stopping = False
-
-    def introduce(self, model: ModelShape, mesh: Any, feed: Feed, optimizer: Optimizer) -> None:
-        sizes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-        _say(
-            f"{model.parameters / 1e6:.1f}M parameters, {self._flops / 1e9:.3f} GFLOP/token, "
-            f"peak rate {optimizer.peak_rate(self._tokens):.3g}"
-        )
-        _say(
-            f"mesh {sizes} on {mesh.size} × {jax.devices()[0].device_kind}; "
-            f"{self._tokens} tokens a step, accumulated {feed.accumulation} times"
-        )
-        if peak_flops():
-            _say(MFU_FORMULA)
-
-    def finish_last(self, writer: checkpoints.Writer) -> None:
-        """Reads the metrics of the step before the one in flight, and acts on them."""
-        if self.pending is None:
-            return
-        step, metrics = self.pending
-        self.pending = None
-        metrics = jax.device_get(metrics)
-        if not metrics.finite and self._stop_nonfinite:
-            writer.wait()
-            good = checkpoints.committed_steps(writer.folder)
-            raise UserError(
-                f"step {step}: loss {metrics.loss} and gradient norm {metrics.gradient_norm} are "
-                f"not finite; the last good checkpoint is "
-                f"{writer.folder / str(good[0]) if good else 'none'}; a lower "
-                f"Optimizer.learning_rate, or train.skip_nonfinite=True, may go on from there"
-            )
-        self.losses.add(step, metrics.row_ids, metrics.row_nats, metrics.row_targets)
-        self.saving |= bool(metrics.requests[0])
-        self.stopping |= bool(metrics.requests[1])
-        if self._leads:
-            self._progress.update(1, loss=f"{metrics.loss:.3f}")
-            if (step + 1) % self._log_every == 0 or step + 1 == self._steps:
-                self._log_step(step, metrics)
-
-    def _log_step(self, step: int, metrics: Metrics) -> None:
-        now = time.monotonic()
-        elapsed = now - self._last_time
-        speed = (step + 1 - self._last_step) * self._tokens / elapsed
-        figures = {
-            "loss": float(metrics.loss),
-            "learning_rate": float(self._rate(step)),
-            "gradient_norm": float(metrics.gradient_norm),
-            "tokens_per_second": round(speed, 1),
-            "data_wait_share": round(self.waited / elapsed, 4),
-        }
-        if peak := peak_flops():
-            figures["mfu"] = round(speed * self._flops / peak, 4)
-        if metrics.skipped:
-            figures["skipped_steps"] = int(metrics.skipped)
-        self._log.log(step, **figures)
-        self._last_step, self._last_time, self.waited = step + 1, now, 0.0
-
-    def log_held_out(self, step: int, nats: float, targets: int) -> None:
-        if not self._leads:
-            return
-        text_bytes = self._rows.splits["held_out"].bytes
-        figures = {
-            "held_out_nats_per_token": nats / targets,
-            "held_out_bits_per_byte": bits_per_byte(nats, text_bytes),
-        }
-        self._log.log(step, **figures)
-        self._progress.say(
-            f"step {step + 1}: held-out {figures['held_out_bits_per_byte']:.4f} bits per byte, "
-            f"{figures['held_out_nats_per_token']:.4f} nats per token"
-        )
-        self._last_time = time.monotonic()
-
-    def __enter__(self) -> "_Run":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._leads:
-            self._progress.close()
-            self._log.close()
-
-
-class _NoLosses:
-    """What the processes besides the first do with the losses per row."""
-
-    def add(self, *_: Any) -> None:
-        pass
-
-    def flush(self, _: int) -> None:
-        pass
-
-
-class _Signals:
-    """Remembers SIGTERM and the first ^C, so that the run saves and leaves; a second ^C kills."""
-
-    def __init__(self):
-        self.received = False
-
-    def __enter__(self) -> "_Signals":
-        self._before = {
-            number: signal.signal(number, self._receive)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        return self
-
-    def _receive(self, number: int, _: Any) -> None:
-        self.received = True
-        signal.signal(number, self._before[number])
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
-class _Profile:
-    """Writes a JAX profile of the steps [first, last] into workdir/profile."""
-
-    def __init__(self, folder: epath.Path, steps: list[int] | None):
-        self._folder = str(folder / "profile")
-        self._first, self._last = steps or (math.inf, math.inf)
-        self._running = False
-
-    def before(self, step: int) -> None:
-        if not self._running and self._first <= step <= self._last:
-            jax.profiler.start_trace(self._folder)
-            self._running = True
-        elif self._running and step > self._last:
-            self._end()
-
-    def _end(self) -> None:
-        jax.profiler.stop_trace()
-        self._running = False
-
-    def __enter__(self) -> "_Profile":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._running:
-            self._end()

@@ -1,0 +1,161 @@
+"""What a dataset says of itself: dataset.json, TFDS's metadata, and the report."""
+
+import hashlib
+import json
+from typing import Any
+
+from etils import epath
+
+from pangu_tiny.data import records, rows
+from pangu_tiny.data.dataset import DESCRIPTION, TokenDataset
+from pangu_tiny.data.formats import Place
+from pangu_tiny.data.shards import SPLITS
+from pangu_tiny.data.text import Skipped
+from pangu_tiny.errors import UserError
+from pangu_tiny.tokenizer.model import Tokenizer
+from pangu_tiny.workdir import write_atomically
+
+_FILE = ("file", "size", "digest")  # what a shard's entry has beside its counts
+
+
+def write_description(
+    folder: epath.Path,
+    names: list[str],
+    results: list[dict[str, Any]],
+    tokenizer: Tokenizer,
+    sequence_length: int,
+) -> None:
+    """Sums the results of all units up and writes what makes the folder a dataset.
+
+    Args:
+      folder: where the shards lie.
+      names: of the sources, in order.
+      results: of `Job.run`, in the order of the units.
+      tokenizer, sequence_length: what the rows were made with.
+
+    Raises:
+      UserError: no row is left to train on.
+    """
+    skipped = Skipped()
+    for result in results:
+        found = result["skipped"]
+        for kind in ("empty_places", "bad_utf8_places"):
+            found = found | {kind: [Place(**place) for place in found[kind]]}
+        skipped.add(Skipped(**found))
+    splits = {split: _describe_split(split, names, results) for split in SPLITS}
+    if not splits["train"]["rows"]:
+        raise UserError(
+            f"text has no document to train on: {splits['held_out']['documents']} are held out,"
+            f" {skipped.empty} empty and {skipped.bad_utf8} not UTF-8"
+        )
+    description: dict[str, Any] = {
+        "packing": rows.PACKING,
+        "sequence_length": sequence_length,
+        "vocab_size": tokenizer.vocab_size,
+        "begin_id": tokenizer.begin_id,
+        "end_id": tokenizer.end_id,
+        "tokenizer_digest": tokenizer.digest,
+    }
+    contents = [
+        [(names.index(shard["source"]), shard["digest"]) for shard in split["shards"]]
+        for split in splits.values()
+    ]
+    digest = hashlib.sha256(json.dumps([description, contents], sort_keys=True).encode())
+    description |= {
+        "digest": digest.hexdigest(),
+        "sources": names,
+        "skipped": {
+            "empty": skipped.empty,
+            "empty_places": [str(place) for place in skipped.empty_places],
+            "bad_utf8": skipped.bad_utf8,
+            "bad_utf8_places": [str(place) for place in skipped.bad_utf8_places],
+        },
+        "splits": splits,
+    }
+    _write_tfds_metadata(folder, description, results)
+    write_atomically(folder / DESCRIPTION, json.dumps(description, indent=1))
+
+
+def report(dataset: TokenDataset) -> str:
+    """A few lines that account for every document and token."""
+    description = dataset.description
+    lines = [
+        f"dataset {dataset.path}: rows of {dataset.sequence_length:,} targets,"
+        f" {dataset.vocab_size:,} pieces, digest {dataset.digest[:12]}"
+    ]
+    for name, split in description["splits"].items():
+        counts = [(name, split)]
+        if len(dataset.sources) > 1:
+            counts += [(f"  {source}", split["sources"][source]) for source in dataset.sources]
+        lines += [f"  {label:<12} {_report_counts(c, dataset)}" for label, c in counts]
+    skipped = description["skipped"]
+    for kind, label in (("empty", "empty"), ("bad_utf8", "not UTF-8")):
+        if skipped[kind]:
+            places = skipped[f"{kind}_places"]
+            more = ", …" if skipped[kind] > len(places) else ""
+            lines.append(f"  skipped      {skipped[kind]:,} {label} ({', '.join(places)}{more})")
+    return "\n".join(lines)
+
+
+def _report_counts(counts: dict[str, Any], dataset: TokenDataset) -> str:
+    if not counts["rows"]:
+        return "nothing"
+    padding = counts["padding"] / (counts["rows"] * (dataset.sequence_length + 1))
+    line = (
+        f"{counts['documents']:,} documents, {counts['bytes'] / 1e6:,.2f} MB:"
+        f" {counts['tokens']:,} tokens packed into {counts['rows']:,} rows,"
+        f" {counts['cut_documents']:,} documents cut, {padding:.2%} padding,"
+        f" {counts['bytes'] / counts['tokens']:.2f} bytes a token"
+    )
+    if counts["unknown"]:
+        line += f", {counts['unknown']:,} tokens unknown to the tokenizer"
+    if "gzip_bytes" in counts:
+        gzip, xz = (8 * counts[f"{kind}_bytes"] / counts["bytes"] for kind in ("gzip", "xz"))
+        line += f"; gzip -9 {gzip:.3f} and xz -9 {xz:.3f} bits a byte"
+    return line
+
+
+def _describe_split(split: str, names: list[str], results: list[dict[str, Any]]) -> dict[str, Any]:
+    entries = [(result["source"], result["splits"][split]) for result in results]
+    kinds = [kind for kind in entries[0][1] if kind not in _FILE]
+
+    def total(source: str | None) -> dict[str, int]:
+        chosen = [entry for name, entry in entries if source in (None, name)]
+        return {kind: sum(entry[kind] for entry in chosen) for kind in kinds}
+
+    return {
+        **total(None),
+        "sources": {name: total(name) for name in names},
+        "shards": [
+            {"source": name, "rows": entry["rows"]} | {key: entry[key] for key in _FILE}
+            for name, entry in entries
+            if entry["rows"]
+        ],
+    }
+
+
+def _write_tfds_metadata(
+    folder: epath.Path, description: dict[str, Any], results: list[dict[str, Any]]
+) -> None:
+    import tensorflow_datasets as tfds
+
+    dtype = records.row_dtype(description["vocab_size"])
+    row_length = description["sequence_length"] + 1
+    split_infos = []
+    for split, counts in description["splits"].items():
+        # A unit without a row in this split has no file, and TFDS opens none of length 0.
+        lengths = [result["splits"][split]["rows"] for result in results]
+        if any(lengths):
+            split_infos.append(
+                tfds.core.SplitInfo(
+                    name=split,
+                    shard_lengths=lengths,
+                    num_bytes=counts["rows"] * row_length * dtype.itemsize,
+                )
+            )
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=records.tfds_features(row_length, dtype),
+        split_infos=split_infos,
+        check_data=False,
+    )

@@ -1,0 +1,280 @@
+"""The stage that makes a token dataset of text.
+
+The folder that it writes holds
+
+    tokens-SPLIT.array_record-IIIII-of-NNNNN    rows; one shard for each unit of text and split
+    tokenizer.model                             the tokenizer that wrote them
+    dataset_info.json, features.json            TFDS: `tfds.builder_from_directory(folder)`
+    dataset.json                                what the dataset is and holds; written last
+
+dataset.json has, for every split and for every source in it, `rows`, `documents`, `bytes` (raw
+UTF-8 of the documents, before any normaliser), `tokens` (text and both marks, without overlaps and
+padding), `targets` (text and end marks), `padding` (tokens), `cut_documents` (documents whose text
+lies in more than one row) and `unknown` (tokens for which the tokenizer has no piece), and for the
+held-out split `gzip_bytes` and `xz_bytes` (gzip -9 and xz -9 of each document on its own, summed).
+The digest covers the packing rule, the marks, the tokenizer and every row in its order.
+"""
+
+import concurrent.futures
+import concurrent.futures.process
+import json
+import multiprocessing
+import os
+import random
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from pangu_tiny.data import rows
+from pangu_tiny.data.dataset import DESCRIPTION, TOKENIZER, TokenDataset
+from pangu_tiny.data.describe import report, write_description
+from pangu_tiny.data.shards import UNITS, Job
+from pangu_tiny.data.text import (
+    Skipped,
+    Source,
+    Text,
+    Unit,
+    find_sources,
+    held_out,
+    read_documents,
+    split_units,
+)
+from pangu_tiny.errors import UserError
+from pangu_tiny.progress import Progress
+from pangu_tiny.tokenizer.model import Tokenizer, train_tokenizer
+from pangu_tiny.workdir import claim, write_atomically
+
+
+def prepare_data(
+    text: Text,
+    workdir: str,
+    sequence_length: int,
+    tokenizer: str | None = None,
+    vocab_size: int | None = None,
+    held_out_fraction: float = 0.01,
+    seed: int = 0,
+    processes: int | None = None,
+    bad_utf8: str = "skip",
+    text_key: str = "text",
+    shard_bytes: int | None = None,
+    tokenizer_sample_bytes: int = 16 * 2**20,
+) -> dict[str, Any]:
+    """Tokenises and packs text into a dataset that `TokenDataset` and TFDS can open.
+
+    The result depends on neither the number of processes nor on interruptions: run again, the
+    stage goes on after the last unit of text that it finished.
+
+    Args:
+      text: .txt, .jsonl (.gz, .zst) or .parquet files, folders or globs of them, tfds:NAME[:SPLIT];
+        one, a list of them, or a dict from source name to one or several.
+      workdir: the folder to write, local or gs://.
+      sequence_length: targets of a row.
+      tokenizer: a SentencePiece model file; or
+      vocab_size: the number of pieces of a BPE model that is trained on a sample of the text.
+      held_out_fraction: share of documents, chosen by their hash, in the split "held_out".
+      seed: chooses the sample that the tokenizer is trained on, where it cannot be all text.
+      processes: worker processes; all cores by default.
+      bad_utf8: "skip" (and count) documents that are not UTF-8, or "fail".
+      text_key: the JSON key, Parquet column or TFDS feature that holds the text.
+      shard_bytes: text in one shard and unit of work; by default 1/256 of all, from 4 to 256 MiB.
+      tokenizer_sample_bytes: text that the tokenizer is trained on, at most.
+
+    Returns:
+      The dataset's description, as dataset.json holds it.
+
+    Raises:
+      UserError: of the arguments, the text or the workdir.
+    """
+    _check_arguments(sequence_length, tokenizer, vocab_size, held_out_fraction, processes, bad_utf8)
+    sources = find_sources(text)
+    total = sum(source.size for source in sources)
+    shard_bytes = shard_bytes or min(max(total // 256, 2**22), 2**28)
+    given = _open_tokenizer(tokenizer) if tokenizer else None
+    identity: dict[str, Any] = {
+        "packing": rows.PACKING,
+        "sources": [_identify(source) for source in sources],
+        "text_key": text_key,
+        "sequence_length": sequence_length,
+        "held_out_fraction": held_out_fraction,
+        "shard_bytes": shard_bytes,
+    }
+    if given:
+        identity["tokenizer_digest"] = given.digest
+    else:
+        identity |= {
+            "vocab_size": vocab_size,
+            "seed": seed,
+            "tokenizer_sample_bytes": tokenizer_sample_bytes,
+        }
+    folder = claim(workdir, "prepare-data", identity)
+    if not (folder / DESCRIPTION).exists():
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        (folder / UNITS).mkdir(exist_ok=True)
+        units = split_units(sources, shard_bytes)
+        if not units:
+            raise UserError(f"text {text} holds no documents")
+        if given is None:
+            given = _own_tokenizer(
+                folder / TOKENIZER, units, vocab_size, held_out_fraction, seed,
+                tokenizer_sample_bytes, text_key, bad_utf8,
+            )  # fmt: skip
+        elif not (folder / TOKENIZER).exists():
+            write_atomically(folder / TOKENIZER, given.model_bytes)
+        jobs = [
+            Job(
+                index, len(units), unit, workdir, sequence_length, held_out_fraction, text_key,
+                bad_utf8,
+            )
+            for index, unit in enumerate(units)
+        ]  # fmt: skip
+        results = _run_jobs(jobs, given, processes or len(os.sched_getaffinity(0)))
+        write_description(
+            folder, [source.name for source in sources], results, given, sequence_length
+        )
+    if (folder / UNITS).exists():
+        (folder / UNITS).rmtree()
+    dataset = TokenDataset.open(workdir)
+    print(report(dataset))
+    return dataset.description
+
+
+def _check_arguments(
+    sequence_length: int,
+    tokenizer: str | None,
+    vocab_size: int | None,
+    held_out_fraction: float,
+    processes: int | None,
+    bad_utf8: str,
+) -> None:
+    if bool(tokenizer) == bool(vocab_size):
+        raise UserError(
+            f"prepare_data.tokenizer is {tokenizer!r} and vocab_size is {vocab_size!r}; expected"
+            " exactly one: a model file, or the size of the model to train"
+        )
+    if sequence_length < 2:
+        raise UserError(f"prepare_data.sequence_length is {sequence_length}; expected at least 2")
+    if not 0 <= held_out_fraction < 1:
+        raise UserError(
+            f"prepare_data.held_out_fraction is {held_out_fraction}; expected from 0 to below 1"
+        )
+    if processes is not None and processes < 1:
+        raise UserError(f"prepare_data.processes is {processes}; expected at least 1")
+    if bad_utf8 not in ("skip", "fail"):
+        raise UserError(f"prepare_data.bad_utf8 is {bad_utf8!r}; expected 'skip' or 'fail'")
+
+
+def _open_tokenizer(path: str) -> Tokenizer:
+    tokenizer = Tokenizer.open(path)
+    if tokenizer.begin_id == tokenizer.end_id:
+        raise UserError(f"tokenizer {path} has one mark for begin and end; expected two")
+    return tokenizer
+
+
+def _identify(source: Source) -> dict[str, Any]:
+    return {
+        "name": source.name,
+        "files": len(source.files),
+        "bytes": source.size,
+        "fingerprint": source.fingerprint(),
+    }
+
+
+def _own_tokenizer(
+    file: epath.Path,
+    units: list[Unit],
+    vocab_size: int,
+    held_out_fraction: float,
+    seed: int,
+    sample_bytes: int,
+    text_key: str,
+    bad_utf8: str,
+) -> Tokenizer:
+    """Trains the tokenizer, or opens the one that an interrupted run trained."""
+    if file.exists():
+        return Tokenizer.open(file)
+    share = max(sample_bytes // len(units), 2**18)
+    shuffled = random.Random(seed).sample(units, len(units))
+    sample: list[str] = []
+    taken = 0
+    with Progress("sampling for the tokenizer", sample_bytes, "B") as progress:
+        for unit in shuffled:
+            budget = min(share, sample_bytes - taken)
+            for text in read_documents(unit, Skipped(), text_key, bad_utf8):
+                if budget <= 0:
+                    break
+                if not held_out(text, held_out_fraction):
+                    size = len(text.encode())
+                    sample.append(text)
+                    progress.update(size)
+                    budget -= size
+                    taken += size
+        progress.say(f"training a tokenizer of {vocab_size} pieces on {taken:,} bytes")
+    tokenizer = train_tokenizer(sample, vocab_size)
+    write_atomically(file, tokenizer.model_bytes)
+    return tokenizer
+
+
+def _run_jobs(jobs: list[Job], tokenizer: Tokenizer, processes: int) -> list[dict[str, Any]]:
+    """Runs the jobs that have no result yet; returns the results of all, in order."""
+    done = {job.index for job in jobs if job.result.exists()}
+    open_jobs = [job for job in jobs if job.index not in done]
+    total = sum(job.unit.size for job in jobs)
+    before = total - sum(job.unit.size for job in open_jobs)
+    fresh = {}
+    with Progress("tokenising", total, "B", initial=before) as progress:
+        for index, result in _run_open_jobs(open_jobs, tokenizer, min(processes, len(open_jobs))):
+            fresh[index] = result
+            progress.update(jobs[index].unit.size)
+    return [
+        fresh[job.index] if job.index in fresh else json.loads(job.result.read_text())
+        for job in jobs
+    ]
+
+
+def _run_open_jobs(
+    jobs: list[Job], tokenizer: Tokenizer, processes: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    if processes <= 1:
+        for job in jobs:
+            yield job.index, job.run(tokenizer)
+        return
+    with concurrent.futures.ProcessPoolExecutor(
+        processes,
+        multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(tokenizer.model_bytes,),
+    ) as pool:
+        running = {pool.submit(_run_in_worker, job): job.index for job in jobs}
+        try:
+            for future in concurrent.futures.as_completed(running):
+                yield running[future], future.result()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise UserError(
+                "a worker process was killed (out of memory?); run the same command again to go on,"
+                f" with prepare_data.processes below {processes}"
+            ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+_worker_tokenizer: Tokenizer
+
+
+def _start_worker(model_bytes: bytes) -> None:
+    global _worker_tokenizer
+    _worker_tokenizer = Tokenizer(model_bytes)
+    # A pool's workers outlive a parent that is killed; these must not go on writing.
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _run_in_worker(job: Job) -> dict[str, Any]:
+    return job.run(_worker_tokenizer)

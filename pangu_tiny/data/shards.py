@@ -1,0 +1,163 @@
+"""One unit of text becomes shards of rows: the work that a process of prepare-data does."""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module
+from etils import epath
+
+from pangu_tiny.data import records, rows
+from pangu_tiny.data.text import Skipped, Unit, held_out, read_documents
+from pangu_tiny.errors import UserError
+from pangu_tiny.tokenizer.model import Tokenizer
+from pangu_tiny.workdir import write_atomically
+
+SPLITS = ("train", "held_out")
+UNITS = "units"  # the folder of results; it goes when the dataset is whole
+_BATCH = 2**20  # characters tokenised at a time
+_WRITER = "group_size:1,uncompressed"  # ids hardly compress, and are read one row at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A unit of text and what to make of it; its result is one JSON file, written last."""
+
+    index: int
+    count: int
+    unit: Unit
+    workdir: str
+    sequence_length: int
+    held_out_fraction: float
+    text_key: str
+    bad_utf8: str
+
+    @property
+    def result(self) -> epath.Path:
+        return epath.Path(self.workdir) / UNITS / f"{self.index:05d}.json"
+
+    def shard(self, split: str) -> str:
+        return f"tokens-{split}.array_record-{self.index:05d}-of-{self.count:05d}"
+
+    def run(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """Writes the unit's shards, at most one for each split, and the result."""
+        skipped = Skipped()
+        documents = read_documents(self.unit, skipped, self.text_key, self.bad_utf8)
+        shards = {split: _Shard(self, split, tokenizer) for split in SPLITS}
+        for batch in _batches(documents):
+            for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
+                split = SPLITS[held_out(text, self.held_out_fraction)]
+                shards[split].add(text, ids)
+            for shard in shards.values():
+                shard.flush()
+        result = {
+            "source": self.unit.source,
+            "skipped": dataclasses.asdict(skipped),
+            "splits": {split: shard.finish() for split, shard in shards.items()},
+        }
+        write_atomically(self.result, json.dumps(result))
+        return result
+
+
+class _Shard:
+    """Rows on their way into one ArrayRecord file, which appears whole or not at all."""
+
+    def __init__(self, job: Job, split: str, tokenizer: Tokenizer):
+        self._name = job.shard(split)
+        self._folder = job.workdir
+        self._split = split
+        self._marks = tokenizer.begin_id, tokenizer.end_id
+        self._unknown_id = tokenizer.unknown_id
+        self._dtype = records.row_dtype(tokenizer.vocab_size)
+        self._packer = rows.Packer(job.sequence_length, *self._marks)
+        self._waiting: list[np.ndarray] = []
+        self._digest = hashlib.sha256()
+        self._counts = {"bytes": 0, "unknown": 0}
+        if split == "held_out":
+            self._counts |= {"gzip_bytes": 0, "xz_bytes": 0}
+        # ArrayRecord's writer knows local files only.
+        remote = "://" in job.workdir
+        here = tempfile.gettempdir() if remote else job.workdir
+        self._temporary = os.path.join(here, f".{self._name}.{os.getpid()}.tmp")
+        self._writer: Any = None
+
+    def add(self, text: str, ids: np.ndarray) -> None:
+        if np.isin(ids, self._marks).any():
+            raise UserError(
+                f"the tokenizer writes its begin or end mark for text: {text[:60]!r};"
+                " expected marks to be control pieces, which no text becomes"
+            )
+        utf8 = text.encode()
+        self._counts["bytes"] += len(utf8)
+        self._counts["unknown"] += int((ids == self._unknown_id).sum())
+        if self._split == "held_out":
+            self._counts["gzip_bytes"] += len(gzip.compress(utf8, 9))
+            self._counts["xz_bytes"] += _xz_size(utf8)
+        self._waiting.append(ids)
+
+    def flush(self) -> None:
+        """Packs what has been added."""
+        self._write(self._packer.add(self._waiting))
+        self._waiting = []
+
+    def finish(self) -> dict[str, Any]:
+        """Puts the file in its place and returns its entry for dataset.json, counts included."""
+        self._write(self._packer.finish())
+        packer = self._packer
+        entry = {
+            "rows": packer.rows,
+            "documents": packer.documents,
+            "tokens": packer.tokens,
+            "targets": packer.tokens - packer.documents,
+            "padding": packer.padding,
+            "cut_documents": packer.cut_documents,
+            **self._counts,
+        }
+        if self._writer:
+            self._writer.close()
+            entry |= {
+                "file": self._name,
+                "size": os.path.getsize(self._temporary),
+                "digest": self._digest.hexdigest(),
+            }
+            target = epath.Path(self._folder) / self._name
+            if "://" in self._folder:
+                epath.Path(self._temporary).copy(target, overwrite=True)
+                os.unlink(self._temporary)
+            else:
+                os.replace(self._temporary, target)
+        return entry
+
+    def _write(self, packed: list[np.ndarray]) -> None:
+        for row_t in packed:
+            if self._writer is None:
+                self._writer = array_record_module.ArrayRecordWriter(self._temporary, _WRITER)
+            row_t = row_t.astype(self._dtype)
+            self._digest.update(row_t.tobytes())
+            self._writer.write(records.encode_row(row_t))
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch, size = [], 0
+    for text in documents:
+        batch.append(text)
+        size += len(text)
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _xz_size(utf8: bytes) -> int:
+    # A dictionary beyond the data's end changes nothing but the time to clear it.
+    size = min(2**26, max(4096, len(utf8)))
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": size}]
+    return len(lzma.compress(utf8, format=lzma.FORMAT_XZ, filters=filters))

@@ -1,0 +1,136 @@
+"""The stage `generate`: text from a checkpoint, token by token, with a key-value cache.
+
+Axes: v vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pangu_tiny.errors import UserError
+from pangu_tiny.model.decoder import Cache, Decoder, empty_cache, project
+from pangu_tiny.tokenizer.model import Tokenizer
+from pangu_tiny.training.checkpoints import open_checkpoint
+
+
+def generate(
+    checkpoint: str,
+    prompt: str = "",
+    tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 0.95,
+    seed: int = 0,
+) -> str:
+    """Continues a prompt and prints the text as it comes.
+
+    Args:
+      checkpoint: a train workdir or a step in it.
+      prompt: text to continue; may be empty.
+      tokens: how many to add at most; an end mark ends earlier.
+      temperature: 0 takes the likeliest token, 1 the model's distribution.
+      top_k: draw among the k likeliest; 0 is all.
+      top_p: draw among the fewest tokens that have this probability together; 1 is all.
+      seed: of the draws.
+
+    Returns:
+      Prompt and continuation.
+
+    Raises:
+      UserError: no checkpoint there, or a setting out of range.
+    """
+    check_sampling(temperature, top_k, top_p)
+    opened = open_checkpoint(checkpoint)
+    tokenizer = Tokenizer(opened.tokenizer_bytes)
+    ids = [tokenizer.begin_id, *tokenizer.encode(prompt)]
+    longest = opened.about["sequence_length"]
+    if len(ids) + tokens > longest:
+        raise UserError(
+            f"generate.prompt has {len(ids)} tokens and generate.tokens is {tokens}: the model "
+            f"was trained on sequences of {longest}"
+        )
+    decoder = Decoder(opened.shape)
+    drawn = sample(
+        decoder,
+        opened.params(),
+        ids,
+        tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        end_id=tokenizer.end_id,
+    )
+    text = prompt
+    print(prompt, end="", flush=True)
+    for token in drawn:
+        ids.append(token)
+        longer = tokenizer.decode(ids[1:])
+        if not longer.endswith("\N{REPLACEMENT CHARACTER}"):  # the bytes of a character still come
+            print(longer[len(text) :], end="", flush=True)
+            text = longer
+    print()
+    return text
+
+
+def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
+    """Refuses settings out of range."""
+    if temperature < 0:
+        raise UserError(f"generate.temperature is {temperature}, expected 0 or more")
+    if top_k < 0:
+        raise UserError(f"generate.top_k is {top_k}, expected 0 (all) or more")
+    if not 0 < top_p <= 1:
+        raise UserError(f"generate.top_p is {top_p}, expected more than 0 and at most 1")
+
+
+def sample(
+    decoder: Decoder,
+    params: dict[str, Any],
+    prompt_ids: Sequence[int],
+    tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    end_id: int | None = None,
+) -> Iterator[int]:
+    """Draws up to `tokens` ids after `prompt_ids` (at least one), without the end mark."""
+
+    @jax.jit
+    def advance(
+        params: dict[str, Any], tokens_1t: jax.Array, cache: Cache, key: jax.Array
+    ) -> tuple[jax.Array, Cache]:
+        hidden_btd, cache = decoder.apply({"params": params}, tokens_1t, cache=cache)
+        logits_v = project(hidden_btd[:, -1], params, decoder.shape.vocab_size)[0]
+        return draw(logits_v, key, temperature, top_k, top_p), cache
+
+    cache = empty_cache(decoder.shape, 1, len(prompt_ids) + tokens, decoder.dtype)
+    feed = jnp.asarray([prompt_ids], jnp.int32)
+    keys = jax.random.split(jax.random.key(seed), tokens)
+    for key in keys:
+        token, cache = advance(params, feed, cache, key)
+        if end_id is not None and int(token) == end_id:
+            return
+        yield int(token)
+        feed = token[None, None]
+
+
+def draw(
+    logits_v: jax.Array, key: jax.Array, temperature: float, top_k: int, top_p: float
+) -> jax.Array:
+    """One id from float32 logits: the likeliest at temperature 0, else drawn among those that
+    both top_k and top_p leave."""
+    if temperature == 0:
+        return jnp.argmax(logits_v)
+    logits_v = logits_v / temperature
+    order_v = jnp.argsort(logits_v, descending=True)
+    ranked_v = logits_v[order_v]
+    before_v = jnp.cumsum(jax.nn.softmax(ranked_v)) - jax.nn.softmax(ranked_v)
+    kept_v = before_v < top_p
+    if top_k:
+        kept_v &= jnp.arange(len(ranked_v)) < top_k
+    kept_v = kept_v.at[0].set(True)
+    return order_v[jax.random.categorical(key, jnp.where(kept_v, ranked_v, -jnp.inf))]

@@ -1,0 +1,94 @@
+"""The stage `evaluate`: the held-out loss of a checkpoint, beside what compressors reach."""
+
+import json
+from typing import Any
+
+import jax
+
+from pangu_tiny.data.dataset import TokenDataset
+from pangu_tiny.errors import UserError
+from pangu_tiny.model.decoder import Decoder, parameter_axes
+from pangu_tiny.topology.hardware import Hardware
+from pangu_tiny.topology.mesh import check_divides, make_mesh, named_sharding
+from pangu_tiny.training.checkpoints import Checkpoint, open_checkpoint
+from pangu_tiny.training.feed import held_out_nats
+from pangu_tiny.training.loop import DTYPES
+from pangu_tiny.training.metrics import bits_per_byte
+from pangu_tiny.training.step import Objective, score_step
+from pangu_tiny.workdir import claim, write_atomically
+
+
+def evaluate(
+    checkpoint: str, dataset: str, workdir: str, hardware: Hardware, dtype: str = "float32"
+) -> dict[str, Any]:
+    """Scores every target of a dataset's held-out split once.
+
+    Args:
+      checkpoint: a train workdir or a step in it.
+      dataset: workdir of prepare-data, with the checkpoint's tokenizer.
+      workdir: where `evaluation.json` goes.
+      hardware: how the work is laid out.
+      dtype: of matrix products and activations.
+
+    Returns:
+      nats_per_token, bits_per_byte (nats over all targets / ln 2 / raw UTF-8 bytes), gzip and xz
+      bits per byte (each document compressed on its own), targets, bytes, documents, step.
+
+    Raises:
+      UserError: no checkpoint, another tokenizer, or nothing held out.
+    """
+    opened = open_checkpoint(checkpoint)
+    rows = TokenDataset.open(dataset)
+    held_out = rows.description["splits"]["held_out"]
+    if opened.about["identity"]["tokenizer"] != rows.tokenizer_digest:
+        raise UserError(
+            f"dataset {dataset} was made with tokenizer {rows.tokenizer_digest[:12]}, checkpoint "
+            f"{checkpoint} was trained with {opened.about['identity']['tokenizer'][:12]}"
+        )
+    if not held_out["targets"]:
+        raise UserError(f"dataset {dataset} holds nothing out: prepare_data.held_out_fraction is 0")
+    folder = claim(
+        workdir,
+        "evaluate",
+        {"checkpoint": opened.about["identity"], "step": opened.about["step"], "data": rows.digest},
+    )
+    nats, targets = _score(opened, rows, hardware, dtype)
+    result = {
+        "step": opened.about["step"],
+        "documents": held_out["documents"],
+        "bytes": held_out["bytes"],
+        "targets": targets,
+        "nats_per_token": nats / targets,
+        "bits_per_byte": bits_per_byte(nats, held_out["bytes"]),
+        "gzip_9_bits_per_byte": 8 * held_out["gzip_bytes"] / held_out["bytes"],
+        "xz_9_bits_per_byte": 8 * held_out["xz_bytes"] / held_out["bytes"],
+    }
+    if jax.process_index() == 0:
+        write_atomically(folder / "evaluation.json", json.dumps(result, indent=2))
+        print(
+            f"held-out: {result['nats_per_token']:.4f} nats per token, "
+            f"{result['bits_per_byte']:.4f} bits per byte (gzip -9 "
+            f"{result['gzip_9_bits_per_byte']:.4f}, xz -9 {result['xz_9_bits_per_byte']:.4f}, "
+            f"each of the {result['documents']} documents on its own)"
+        )
+    return result
+
+
+def _score(
+    opened: Checkpoint, rows: TokenDataset, hardware: Hardware, dtype: str
+) -> tuple[float, int]:
+    mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
+    check_divides(opened.shape, mesh)
+    decoder = Decoder(
+        opened.shape, DTYPES[dtype], hardware.attention, hardware.remat, hardware.unroll
+    )
+    objective = Objective(decoder, rows.begin_id, rows.end_id, hardware.loss_chunk)
+    shardings = jax.tree.map(
+        lambda axes: named_sharding(mesh, axes),
+        parameter_axes(opened.shape),
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+    with jax.set_mesh(mesh):
+        score = score_step(objective, mesh)
+        params = opened.params(shardings)
+        return held_out_nats(score, params, rows, mesh, hardware.per_device_batch)

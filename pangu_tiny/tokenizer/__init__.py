@@ -1,0 +1,1 @@
+"""The tokenizer: one owner of a SentencePiece model."""

@@ -1,0 +1,158 @@
+"""The one owner of a SentencePiece model: its bytes, its ids, its marks."""
+
+import functools
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import sentencepiece
+from etils import epath
+
+from pangu_tiny.errors import UserError
+
+_BYTES_AND_MARKS = 256 + 3  # byte-fallback pieces; unknown, begin, end
+_COVERAGE = 0.9995  # of the characters in the sample; SentencePiece's own default
+
+
+class Tokenizer:
+    """A SentencePiece model of any kind (BPE or unigram, with byte fallback or without).
+
+    Attributes:
+      model_bytes: the serialised model, byte for byte as it was read.
+
+    Raises:
+      UserError: the bytes are no SentencePiece model.
+    """
+
+    def __init__(self, model_bytes: bytes, name: str = "the given bytes"):
+        self.model_bytes = model_bytes
+        self._name = name
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            loaded = bool(model_bytes) and self._processor.LoadFromSerializedProto(model_bytes)
+        except (RuntimeError, OSError):
+            loaded = False
+        if not loaded or not self._processor.get_piece_size():
+            raise UserError(f"tokenizer {name} is not a SentencePiece model")
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> "Tokenizer":
+        """Reads a model file from a local path or a URL that epath knows (gs://, s3://)."""
+        file = epath.Path(path)
+        if not file.is_file():
+            raise UserError(f"tokenizer {path} does not exist; expected a SentencePiece model file")
+        return cls(file.read_bytes(), name=str(path))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """sha256 of the model's bytes, in hexadecimal."""
+        return hashlib.sha256(self.model_bytes).hexdigest()
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids; every id that can be emitted is below it."""
+        return self._processor.get_piece_size()
+
+    @property
+    def begin_id(self) -> int:
+        """The mark that opens every document (bos)."""
+        return self._mark(self._processor.bos_id(), "begin mark (bos)")
+
+    @property
+    def end_id(self) -> int:
+        """The mark that closes every document (eos)."""
+        return self._mark(self._processor.eos_id(), "end mark (eos)")
+
+    @property
+    def unknown_id(self) -> int:
+        """What a character that the model cannot write becomes."""
+        return self._processor.unk_id()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without marks."""
+        return self._processor.encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text as an int32 array, without marks, on the calling thread."""
+        return self._processor.encode_as_numpy(list(texts), num_threads=1)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids; marks have none."""
+        return self._processor.decode([int(i) for i in ids])
+
+    def piece(self, token_id: int) -> str:
+        """The piece as SentencePiece writes it: U+2581 for a space, <0x0A> for a lone byte."""
+        return self._processor.id_to_piece(int(token_id))
+
+    def _mark(self, token_id: int, what: str) -> int:
+        if token_id < 0:
+            raise UserError(f"tokenizer {self._name} has no {what}; every document needs one")
+        return token_id
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Trains a BPE model with byte fallback, for which decode(encode(text)) == text.
+
+    Nothing is normalised, no space is added or removed; runs of spaces become pieces, digits stay
+    apart, newlines and tabs are always in the alphabet. (The one text that does not survive is
+    U+2581, which SentencePiece itself uses for the space.) The same texts give the same bytes.
+
+    Args:
+      texts: a sample of documents; it is held in memory.
+      vocab_size: number of pieces, the 256 byte pieces and three marks included.
+
+    Raises:
+      UserError: `vocab_size` is too small for the bytes or too large for the sample.
+    """
+    texts = [text for text in texts if text]
+    if vocab_size < _BYTES_AND_MARKS + 16:
+        raise UserError(
+            f"vocab_size is {vocab_size}; expected at least {_BYTES_AND_MARKS + 16}"
+            " (256 byte pieces, 3 marks and some letters)"
+        )
+    if not texts:
+        raise UserError("no text to train a tokenizer on; expected at least one document")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            character_coverage=_alphabet_coverage(texts, (vocab_size - _BYTES_AND_MARKS) // 2),
+            required_chars="\n\t",
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            split_digits=True,
+            # Longer sentences would be left out without a word.
+            max_sentence_length=2**30,
+            # The number of threads is written into the model, so it must not follow the machine.
+            num_threads=4,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"vocab_size = {vocab_size} does not fit a text sample of"
+            f" {sum(map(len, texts)):,} characters (SentencePiece: {reason})"
+        ) from error
+    return Tokenizer(model.getvalue(), name="just trained")
+
+
+def _alphabet_coverage(texts: Sequence[str], largest_alphabet: int) -> float:
+    """The share of characters to cover, so that the alphabet leaves room for merged pieces.
+
+    SentencePiece takes whole characters into the vocabulary until the coverage is reached and
+    fails where they do not fit (Chinese with 1,024 pieces); the rest is written in bytes.
+    """
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    kept = sum(count for _, count in counts.most_common(largest_alphabet))
+    return min(_COVERAGE, kept / counts.total())
