@@ -13,6 +13,6 @@ source "$venv/bin/activate"
 stamp=$(printf '%s\n' "$extras" "$PWD" | cat - setup.cfg pyproject.toml | sha256sum | cut -c 1-64)
 if [ "$(cat "$venv/installed-$extras" 2>/dev/null)" != "$stamp" ]; then
   echo "installing into $venv (once)"
-  python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
+  python -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}"
   echo "$stamp" > "$venv/installed-$extras"
 fi

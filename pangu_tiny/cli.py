@@ -15,11 +15,12 @@ STAGES = {
     "train": ("pangu_tiny.training.loop", "rows of token ids to a checkpoint"),
     "evaluate": ("pangu_tiny.evaluation.perplexity", "held-out loss of a checkpoint"),
     "generate": ("pangu_tiny.evaluation.generate", "text from a checkpoint"),
+    "reproduce": ("pangu_tiny.reproduce.recipe", "a whole recipe, from text to a report"),
 }
 """Stage → module with the function of the same name, and what the stage does."""
 
 
-_NEEDS_DEVICES = ("train", "evaluate", "generate")
+_NEEDS_DEVICES = ("train", "evaluate", "generate", "reproduce")
 
 
 def find_stage(name: str) -> Callable[..., Any]:

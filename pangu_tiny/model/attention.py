@@ -82,6 +82,31 @@ def _dot_product(q_bthk, k_bsnk, v_bsnk, segments_bt, implementation=None):
     )
 
 
+def _blocked(q_bthk, k_bsnk, v_bsnk, segments_bt, block=64):
+    """For CPUs: query rows in blocks, each against its own past only, so that half of the square
+    is never computed and the other half never exists at once."""
+    b, t, h, k = q_bthk.shape
+    n = k_bsnk.shape[2]
+    q_bhtk = jnp.swapaxes(q_bthk, 1, 2) * jnp.asarray(k**-0.5, q_bthk.dtype)
+    k_bnsk, v_bnsk = jnp.swapaxes(k_bsnk, 1, 2), jnp.swapaxes(v_bsnk, 1, 2)
+    mixed = []
+    for start in range(0, t, block):
+        end = min(start + block, t)
+        q_bnqk = q_bhtk[:, :, start:end].reshape(b, n, -1, k)  # the heads of a group as more rows
+        scores = jnp.einsum(
+            "bnqk,bnsk->bnqs", q_bnqk, k_bnsk[:, :, :end], preferred_element_type=jnp.float32
+        )
+        earlier_qs = jnp.arange(start, end)[:, None] >= jnp.arange(end)
+        same_bqs = segments_bt[:, start:end, None] == segments_bt[:, None, :end]
+        mask_b1qs = (earlier_qs & same_bqs)[:, None]
+        scores = scores.reshape(b, h, end - start, end)
+        scores = jnp.where(mask_b1qs, scores, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(scores, axis=-1).astype(q_bthk.dtype).reshape(b, n, -1, end)
+        mixed_bnqk = jnp.einsum("bnqs,bnsk->bnqk", weights, v_bnsk[:, :, :end])
+        mixed.append(mixed_bnqk.reshape(b, h, end - start, k))
+    return jnp.swapaxes(jnp.concatenate(mixed, axis=2), 1, 2)
+
+
 def _splash(q_bthk, k_bsnk, v_bsnk, segments_bt, interpret=False):
     """Pallas' splash attention for TPUs, which never makes the square and skips its upper half.
 
@@ -117,10 +142,11 @@ def _splash(q_bthk, k_bsnk, v_bsnk, segments_bt, interpret=False):
 
 BACKENDS: dict[str, Callable[..., jax.Array]] = {
     "reference": _reference,
+    "blocked": _blocked,
     "dot_product": _dot_product,
     "cudnn": functools.partial(_dot_product, implementation="cudnn"),
     "splash": _splash,
     "splash_interpret": functools.partial(_splash, interpret=True),
 }
-"""reference: the formula. dot_product: XLA's own choice. cudnn: fused, on NVIDIA GPUs. splash:
+"""reference: the formula. blocked: for CPUs. dot_product: XLA's own choice. cudnn: fused, on NVIDIA GPUs. splash:
 fused, on TPUs. splash_interpret: the same kernel step by step on any device, for tests."""

@@ -1,0 +1,84 @@
+"""The stage `reproduce`: a whole recipe, from text to a report, in one command."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from etils import epath
+
+from pangu_tiny import config
+from pangu_tiny import workdir as workdirs
+from pangu_tiny.data.prepare import prepare_data
+from pangu_tiny.data.text import Text
+from pangu_tiny.errors import UserError
+from pangu_tiny.evaluation.generate import generate
+from pangu_tiny.evaluation.perplexity import evaluate
+from pangu_tiny.reproduce.corpus import write_python_library
+from pangu_tiny.reproduce.report import Sample, write_report
+from pangu_tiny.training.loop import train
+
+
+def reproduce(
+    workdir: str, text: Text | None = None, prompts: list[str] | None = None
+) -> dict[str, Any]:
+    """Prepares text, trains, evaluates, draws samples and writes `report.html`.
+
+    Every stage takes its own bindings (`prepare_data.vocab_size`, `train.steps`, …) and writes a
+    folder of its own below `workdir`; run again, the stages that are done are not done twice.
+
+    Args:
+      workdir: the folder for everything.
+      text: as prepare-data takes it; None is the library of this Python installation, so that
+        nothing has to be downloaded.
+      prompts: beginnings that the model continues in the report.
+
+    Returns:
+      What `evaluate` found.
+
+    Raises:
+      UserError: of any of the stages, or the training was stopped.
+    """
+    folder = epath.Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    if text is None:
+        write_python_library(folder / "corpus.jsonl")
+        text = os.fspath(folder / "corpus.jsonl")
+    data, model = os.fspath(folder / "data"), os.fspath(folder / "model")
+    _run("1/4 prepare-data", prepare_data, text=text, workdir=data)
+    trained = _run("2/4 train", train, dataset=data, workdir=model)
+    if trained.step < trained.steps:
+        raise UserError(f"stopped at step {trained.step} of {trained.steps}; run again to go on")
+    evaluated = os.fspath(folder / "evaluation")
+    result = _run("3/4 evaluate", evaluate, checkpoint=model, dataset=data, workdir=evaluated)
+    print("\n4/4 generate")
+    samples = []
+    for prompt in prompts or [""]:
+        continuation = _run("", generate, checkpoint=model, prompt=prompt)
+        samples.append(Sample(prompt, continuation))
+    report = write_report(folder, result, samples)
+    print(
+        f"\n{result['bits_per_byte']:.3f} bits per byte on held-out documents; gzip -9 takes "
+        f"{result['gzip_9_bits_per_byte']:.3f}, xz -9 {result['xz_9_bits_per_byte']:.3f}"
+        f"\nafter {time.monotonic() - started:.0f} s"
+        f"\n  report       {report}"
+        f"\n  checkpoint   {trained.checkpoint}"
+        f"\n  data         {data}"
+        f"\n  TensorBoard  tensorboard --logdir {model}/tensorboard"
+        f"\nMore text from it:"
+        f"\n  pangu-tiny generate --gin.generate.checkpoint={model} --gin.generate.prompt='def '"
+        f"\nThe same on text of your own (.txt, .jsonl, .parquet, a folder of them):"
+        f"\n  pangu-tiny reproduce --gin_file=recipes/laptop.gin --gin.reproduce.text=PATH "
+        f"--gin.reproduce.workdir=runs/mine"
+    )
+    return result
+
+
+def _run(title: str, stage: Callable[..., Any], **given: Any) -> Any:
+    """Runs a stage with what was bound for it, and leaves its effective config in its workdir."""
+    if title:
+        print(f"\n{title}", flush=True)
+    arguments, effective = config.arguments(stage, **given)
+    with workdirs.effective_config(effective):
+        return stage(**arguments)

@@ -1,0 +1,111 @@
+"""The report of a recipe: one HTML file with its figures, curve and samples inside."""
+
+import base64
+import html
+import io
+import json
+from typing import Any, NamedTuple
+
+from etils import epath
+from matplotlib.figure import Figure
+
+from pangu_tiny.training.metrics import read_metrics
+from pangu_tiny.workdir import write_atomically
+
+
+class Sample(NamedTuple):
+    """A prompt and the text that begins with it."""
+
+    prompt: str
+    text: str
+
+
+def write_report(folder: epath.Path, result: dict[str, Any], samples: list[Sample]) -> epath.Path:
+    """Writes `report.html` from a recipe's folder, its evaluation and its samples."""
+    metrics = read_metrics(folder / "model")
+    identity = json.loads((folder / "model" / "identity.json").read_text())
+    data = json.loads((folder / "data" / "dataset.json").read_text())
+    path = folder / "report.html"
+    write_atomically(path, _page(metrics, identity, data, result, samples))
+    return path
+
+
+def _page(
+    metrics: list[dict[str, Any]],
+    identity: dict[str, Any],
+    data: dict[str, Any],
+    result: dict[str, Any],
+    samples: list[Sample],
+) -> str:
+    shape = ", ".join(f"{name} {value}" for name, value in identity["model"].items())
+    train = data["splits"]["train"]
+    facts = {
+        "model": shape,
+        "text": f"{train['bytes']:,} bytes in {train['documents']:,} documents, "
+        f"{train['tokens']:,} tokens",
+        "training": f"{identity['steps']:,} steps of {identity['global_batch']} × "
+        f"{identity['sequence_length']} tokens",
+    }
+    scores = {
+        "this model": result["bits_per_byte"],
+        "gzip -9": result["gzip_9_bits_per_byte"],
+        "xz -9": result["xz_9_bits_per_byte"],
+    }
+    continued = "".join(
+        f"<pre><b>{html.escape(sample.prompt)}</b>"
+        f"{html.escape(sample.text[len(sample.prompt) :])}</pre>"
+        for sample in samples
+    )
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>pangu_tiny report</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem }}
+table {{ border-collapse: collapse }} td {{ padding: .2rem 1rem .2rem 0; vertical-align: top }}
+pre {{ background: #f4f4f4; padding: 1rem; white-space: pre-wrap }} img {{ max-width: 100% }}
+</style>
+<h1>A tiny language model</h1>
+<table>{_rows(facts)}</table>
+<h2>Held-out text</h2>
+<p>Bits per byte over {result["documents"]} documents of {result["bytes"]:,} bytes that were kept
+out of the training; the compressors take each document on its own. Lower is better.</p>
+<table>{_rows({name: f"{value:.3f}" for name, value in scores.items()})}</table>
+<h2>Loss</h2>
+<img alt="loss by step" src="data:image/png;base64,{_curve(metrics, scores)}">
+<h2>Samples</h2>
+<p>The prompt in bold, the continuation as the model drew it.</p>
+{continued}
+</html>
+"""
+
+
+def _rows(cells: dict[str, str]) -> str:
+    return "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
+        for name, value in cells.items()
+    )
+
+
+def _curve(metrics: list[dict[str, Any]], scores: dict[str, float]) -> str:
+    """Training loss and held-out bits per byte by step, as a PNG in base64."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    loss, held_out = figure.subplots(1, 2)
+    trained = [line for line in metrics if "loss" in line]
+    loss.plot([line["step"] + 1 for line in trained], [line["loss"] for line in trained], lw=1)
+    loss.set(title="training loss", xlabel="step", ylabel="nats per token")
+    scored = [line for line in metrics if "held_out_bits_per_byte" in line]
+    held_out.plot(
+        [line["step"] + 1 for line in scored],
+        [line["held_out_bits_per_byte"] for line in scored],
+        marker="o",
+        ms=3,
+        label="this model",
+    )
+    for name, style in (("gzip -9", "--"), ("xz -9", ":")):
+        held_out.axhline(scores[name], ls=style, color="gray", label=name)
+    held_out.set(title="held-out text", xlabel="step", ylabel="bits per byte")
+    held_out.legend()
+    for axes in (loss, held_out):
+        axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return base64.b64encode(buffer.getvalue()).decode()
