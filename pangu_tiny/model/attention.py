@@ -148,5 +148,6 @@ BACKENDS: dict[str, Callable[..., jax.Array]] = {
     "splash": _splash,
     "splash_interpret": functools.partial(_splash, interpret=True),
 }
-"""reference: the formula. blocked: for CPUs. dot_product: XLA's own choice. cudnn: fused, on NVIDIA GPUs. splash:
-fused, on TPUs. splash_interpret: the same kernel step by step on any device, for tests."""
+"""reference: the formula. blocked: for CPUs. dot_product: XLA's own choice. cudnn: fused, on
+NVIDIA GPUs. splash: fused, on TPUs. splash_interpret: the same kernel step by step on any device,
+for tests."""

@@ -59,7 +59,7 @@ def _page(
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>pangu_tiny report</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto }}
 table {{ border-collapse: collapse }} td {{ padding: .2rem 1rem .2rem 0; vertical-align: top }}
 pre {{ background: #f4f4f4; padding: 1rem; white-space: pre-wrap }} img {{ max-width: 100% }}
 </style>
