@@ -5,7 +5,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from pangu_tiny import config, workdir
 from pangu_tiny.errors import UserError
@@ -39,16 +39,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments, effective = config.arguments(stage)
         with workdir.effective_config(effective):
             stage(**arguments)
-    except UserError as error:
-        print(f"pangu-tiny {options.stage}: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:  # a full disk, a folder without permission
+        print(f"pangu-tiny {options.stage}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes no abbreviations, and complains in one line."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="pangu-tiny",
         description="The PanGu-π Pro recipe for tiny language models, stage by stage.",
         epilog="--gin.NAME.PARAMETER=VALUE binds one value and wins over the files; "

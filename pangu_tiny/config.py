@@ -2,18 +2,19 @@
 
 A stage is a plain function with annotations. Its parameters are bound as `stage_name.parameter`;
 a parameter that is annotated with a dataclass (ModelShape, Optimizer, Hardware) is built from the
-bindings of that class. gin parses and keeps the bindings; it never calls anything.
+bindings of that class. gin's parser reads the grammar: literals, macros (`NAME = 1`, `%NAME`),
+includes, and `%gin.REQUIRED` for what must still be given; nothing is ever called.
 """
 
 import dataclasses
 import inspect
 import pathlib
+import tokenize
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import gin
 import pangu_tiny
 from gin import config_parser
 from pangu_tiny.errors import UserError
@@ -26,8 +27,41 @@ def shipped_files() -> pathlib.Path:
     return installed if installed.is_dir() else package.parent / "gin"
 
 
-_ORIGINS: dict[tuple[str, str], str] = {}
-"""(configurable, parameter) → the file and line, or the flag, that bound it last."""
+class _Bound(typing.NamedTuple):
+    """A value as it was read, and the file and line, or the flag, that it stands in."""
+
+    value: Any
+    origin: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Macro:
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reference:
+    name: str
+
+    def __repr__(self) -> str:
+        return f"@{self.name}"
+
+
+class _Reader(config_parser.ParserDelegate):
+    """What gin's parser makes of the two things that are no literals; a reference (@NAME) would
+    call a function, and passes for no type that is wanted."""
+
+    def macro(self, macro_name: str) -> _Macro:
+        return _Macro(macro_name)
+
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> Any:
+        return _Reference(scoped_configurable_name)
+
+
+_REQUIRED = _Macro("gin.REQUIRED")
+_bindings: dict[str, _Bound] = {}  # by "stage.parameter"
+_macros: dict[str, _Bound] = {}
+_used: set[str] = set()  # macros that some value has named, be it overridden or not
 
 
 def read(
@@ -40,24 +74,27 @@ def read(
     Args:
       stages: all functions that may be bound.
       gin_files: paths, looked for in the current folder, then among the shipped files.
-      bindings: (name, value) pairs that win over the files; a value that is not a gin literal is
-        taken as a string.
+      bindings: (name, value) pairs that win over the files; a value that is not a gin literal of
+        the type that is wanted is taken as a string.
 
     Raises:
       UserError: names the file or flag, what was found and what was expected.
     """
-    gin.clear_config()
-    _ORIGINS.clear()
-    known = {}
+    _bindings.clear()
+    _macros.clear()
+    _used.clear()
+    known: dict[str, Callable[..., Any]] = {}
     for stage in stages:
         known |= {stage.__name__: stage, **_dataclasses_of(stage)}
-    with gin.config.interactive_mode():  # which lets a name be registered again
-        for name, target in known.items():
-            gin.external_configurable(target, name=name, module="pangu_tiny")
     for path in gin_files:
-        _parse_file(path, known)
+        _read_file(path, known, f"--gin_file={path}", ())
     for name, value in bindings:
-        _parse_flag(name, value, known)
+        _read_flag(name, value, known)
+    for name, bound in _macros.items():
+        if name not in _used:
+            raise UserError(
+                f"{bound.origin}: %{name} is used nowhere; a parameter is bound as NAME.PARAMETER"
+            )
 
 
 def arguments(stage: Callable[..., Any], **given: Any) -> tuple[dict[str, Any], str]:
@@ -70,7 +107,11 @@ def arguments(stage: Callable[..., Any], **given: Any) -> tuple[dict[str, Any], 
       UserError: names the binding, where it stands, what was found and what was expected.
     """
     effective: list[str] = []
-    values = _arguments(stage, given, effective)
+    missing: list[str] = []
+    values = _arguments(stage, given, effective, missing)
+    if missing:
+        flags = " ".join(f"--gin.{binding}=…" for binding in missing)
+        raise UserError(f"{', '.join(missing)} must be given: in a gin file, or as {flags}")
     return values, "\n".join(effective) + "\n"
 
 
@@ -79,99 +120,128 @@ def _dataclasses_of(stage: Callable[..., Any]) -> dict[str, type]:
     return {hint.__name__: hint for hint in hints.values() if dataclasses.is_dataclass(hint)}
 
 
-def _parse_file(path: str, known: dict[str, Any]) -> None:
+def _read_file(path: str, known: dict[str, Any], origin: str, parents: tuple[str, ...]) -> None:
     """Binds all that a file and its includes bind, and remembers where each value stands."""
     found = [p for p in (pathlib.Path(path), shipped_files() / path) if p.is_file()]
     if not found:
-        raise UserError(f"--gin_file={path}: no such file, here or in {shipped_files()}")
+        raise UserError(f"{origin}: no such file, here or in {shipped_files()}")
+    if path in parents:
+        raise UserError(f"{origin}: the file includes itself")
     try:
-        for statement in _statements(found[0].read_text()):
+        for statement in _statements(found[0].read_text(encoding="utf-8")):
             line = f"{path}:{statement.location.line_num}"
             if isinstance(statement, config_parser.IncludeStatement):
-                _parse_file(statement.filename, known)
+                include = f"{line}: include {statement.filename!r}"
+                _read_file(statement.filename, known, include, (*parents, path))
             elif isinstance(statement, config_parser.BindingStatement):
-                _bind(statement, line, known)
-            else:
+                scope, selector, parameter, value, _ = statement
+                _bind(scope, selector, parameter, _Bound(value, line), known)
+            elif isinstance(statement, config_parser.ImportStatement):
                 raise UserError(f"{line}: only bindings and includes are allowed in a gin file")
     except SyntaxError as error:
-        raise UserError(f"{path}:{error.lineno}: {error.msg}") from error
+        raise UserError(f"{path}:{error.lineno}: {_first_line(error.msg)}") from error
+    except tokenize.TokenError as error:
+        raise UserError(f"{path}:{error.args[1][0]}: {error.args[0]}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{origin}: not a text file in UTF-8") from error
 
 
-def _parse_flag(name: str, value: str, known: dict[str, Any]) -> None:
-    flag = f"--gin.{name}={value}"
-    if not value.startswith(("%", "'", '"')) and _is_text(name, value, known):
-        value = repr(value)
+def _read_flag(name: str, text: str, known: dict[str, Any]) -> None:
+    scoped, _, parameter = name.rpartition(".")
+    scope, _, selector = (scoped or parameter).rpartition("/")
+    parameter = parameter if scoped else ""
+    hint = typing.get_type_hints(known[selector]).get(parameter, Any) if selector in known else Any
     try:
-        for statement in _statements(f"{name} = {value}"):
-            _bind(statement, flag, known)
-    except SyntaxError as error:
-        raise UserError(f"{flag}: {error.msg}; expected --gin.NAME.PARAMETER=VALUE") from error
+        (statement,) = _statements(f"value = {text}")
+        value = statement.value
+    except (SyntaxError, tokenize.TokenError, ValueError):
+        value = text
+    is_typed = isinstance(value, _Macro) or _convert(value, hint) is not _NO
+    if not is_typed and _convert(text, hint) is not _NO:
+        value = text
+    _bind(scope, selector, parameter, _Bound(value, f"--gin.{name}={text}"), known)
 
 
-def _statements(text: str) -> config_parser.ConfigParser:
-    return config_parser.ConfigParser(text, gin.config.ParserDelegate())
+def _statements(text: str) -> Iterator[Any]:
+    return config_parser.ConfigParser(text, _Reader())
 
 
-def _is_text(name: str, value: str, known: dict[str, Any]) -> bool:
-    """Whether a value on the command line is to be taken as it stands, without quotes."""
-    owner, _, parameter = name.rpartition(".")
-    if target := known.get(owner):
-        hint = typing.get_type_hints(target).get(parameter)
-        if hint is str or (value != "None" and hint == str | None):
-            return True
-    try:
-        gin.config.parse_value(value)
-    except (SyntaxError, ValueError):
-        return True
-    return False
+def _first_line(text: str) -> str:
+    return text.splitlines()[0]
 
 
-def _bind(statement: config_parser.BindingStatement, origin: str, known: dict[str, Any]) -> None:
-    scope, selector, parameter, value, _ = statement
-    if not parameter:  # a macro: NAME = value
-        gin.bind_parameter((f"{scope}/{selector}".lstrip("/"), "gin.macro", "value"), value)
+def _bind(scope: str, selector: str, parameter: str, bound: _Bound, known: dict[str, Any]) -> None:
+    if scope:
+        raise UserError(f"{bound.origin}: no stage reads the scope {scope!r}")
+    _used.update(_macros_in(bound.value))
+    if not parameter:
+        _macros[selector] = bound
         return
     if selector not in known:
         names = ", ".join(sorted(known))
-        raise UserError(f"{origin}: unknown name {selector!r}, expected one of {names}")
+        raise UserError(f"{bound.origin}: unknown name {selector!r}, expected one of {names}")
     parameters = inspect.signature(known[selector]).parameters
     if parameter not in parameters:
         raise UserError(
-            f"{origin}: {selector} has no parameter {parameter!r}, "
+            f"{bound.origin}: {selector} has no parameter {parameter!r}, "
             f"expected one of {', '.join(parameters)}"
         )
-    gin.bind_parameter((scope, selector, parameter), value)
-    _ORIGINS[(selector, parameter)] = origin
+    _bindings[f"{selector}.{parameter}"] = bound
+
+
+def _macros_in(value: Any) -> Iterator[str]:
+    if isinstance(value, _Macro):
+        yield value.name
+    elif isinstance(value, dict):
+        yield from _macros_in([*value.keys(), *value.values()])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _macros_in(item)
+
+
+def _resolve(value: Any, origin: str, within: tuple[_Macro, ...] = ()) -> Any:
+    """The value with every macro in it replaced by what it stands for."""
+    if isinstance(value, _Macro):
+        if value == _REQUIRED:
+            return value
+        if value.name not in _macros or value in within:
+            reason = "stands for itself" if value in within else "has no value"
+            raise UserError(f"{origin}: %{value.name} {reason}, expected {value.name} = VALUE")
+        return _resolve(_macros[value.name].value, origin, (*within, value))
+    if isinstance(value, dict):
+        return {
+            _resolve(key, origin, within): _resolve(item, origin, within)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return type(value)(_resolve(item, origin, within) for item in value)
+    return value
 
 
 def _arguments(
-    target: Callable[..., Any], given: dict[str, Any], effective: list[str]
+    target: Callable[..., Any], given: dict[str, Any], effective: list[str], missing: list[str]
 ) -> dict[str, Any]:
-    name = target.__name__
-    try:
-        bound = gin.get_bindings(name)
-    except ValueError as error:  # a macro without a value
-        raise UserError(f"{name}: {str(error).splitlines()[0]}") from error
-    bound = {key: value for key, value in bound.items() if value is not gin.REQUIRED}
+    """Fills `effective` with lines of gin, and `missing` with bindings that must be given."""
     hints = typing.get_type_hints(target)
-    values, missing = {}, []
+    values = {}
     for key, parameter in inspect.signature(target).parameters.items():
-        binding = f"{name}.{key}"
-        if dataclasses.is_dataclass(hints[key]) and key not in given:
-            values[key] = hints[key](**_arguments(hints[key], {}, effective))
+        binding = f"{target.__name__}.{key}"
+        bound = _bindings.get(binding)
+        if dataclasses.is_dataclass(hints[key]):
+            fields = dataclasses.asdict(given[key]) if key in given else {}
+            count = len(missing)
+            fields = _arguments(hints[key], fields, effective, missing)
+            if len(missing) == count:
+                values[key] = hints[key](**fields)
             continue
         if key in given:
             values[key] = given[key]
-        elif key in bound:
-            origin = _ORIGINS.get((name, key), name)
-            values[key] = _typed(bound[key], hints[key], f"{origin}: {binding}")
-        elif parameter.default is parameter.empty:
+        elif bound and (value := _resolve(bound.value, bound.origin)) != _REQUIRED:
+            values[key] = _typed(value, hints[key], f"{bound.origin}: {binding}")
+        elif bound or parameter.default is parameter.empty:
             missing.append(binding)
             continue
         effective.append(f"{binding} = {values.get(key, parameter.default)!r}")
-    if missing:
-        flags = " ".join(f"--gin.{binding}=…" for binding in missing)
-        raise UserError(f"{', '.join(missing)} must be given: in a gin file, or as {flags}")
     return values
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,9 @@ def claim(workdir: str, stage: str, identity: dict[str, Any]) -> epath.Path:
             raise UserError(f"workdir {workdir} holds another run: {_difference(found, wanted)}")
         _describe(folder)
         return folder
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"workdir {workdir} is a file, expected a folder or a free name")
+    if folder.exists() and not all(map(_is_temporary, folder.iterdir())):
         raise UserError(f"workdir {workdir} is not empty and was not made by {stage}")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(marker, json.dumps(wanted, indent=2, sort_keys=True))
@@ -76,18 +79,22 @@ def environment() -> dict[str, Any]:
     for name in (*names, "sentencepiece", "array_record", "tensorflow-datasets"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    commit = subprocess.run(
-        ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,
-        "commit": commit or None,
+        "commit": _commit(),
     }
+
+
+def _commit() -> str | None:
+    """The commit that this code is a checkout of; None where it was installed, or without git."""
+    command = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 def read_identity(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -98,12 +105,17 @@ def read_identity(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 def write_atomically(path: epath.Path, content: str | bytes) -> None:
     """Writes a file so that after a kill it is there whole or not at all."""
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     if isinstance(content, bytes):
         temporary.write_bytes(content)
     else:
         temporary.write_text(content)
     temporary.replace(path)
+
+
+def _is_temporary(path: epath.Path) -> bool:
+    """Whether a kill inside `write_atomically` left this behind."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def _difference(found: Any, wanted: Any) -> str:

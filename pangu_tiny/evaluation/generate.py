@@ -3,6 +3,7 @@
 Axes: v vocabulary.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Cache, Decoder, empty_cache, project
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.training.checkpoints import open_checkpoint
+
+_CACHE_MULTIPLE = 64  # so that prompts of about the same length share a compiled step
 
 
 def generate(
@@ -41,6 +44,8 @@ def generate(
     Raises:
       UserError: no checkpoint there, or a setting out of range.
     """
+    if tokens < 0:
+        raise UserError(f"generate.tokens is {tokens}, expected 0 or more")
     check_sampling(temperature, top_k, top_p)
     opened = open_checkpoint(checkpoint)
     tokenizer = Tokenizer(opened.tokenizer_bytes)
@@ -62,15 +67,16 @@ def generate(
         top_p=top_p,
         seed=seed,
         end_id=tokenizer.end_id,
+        vocab_size=tokenizer.vocab_size,
     )
-    text = prompt
+    text, shown = prompt, tokenizer.decode(ids[1:])  # not the prompt where a normaliser changed it
     print(prompt, end="", flush=True)
     for token in drawn:
         ids.append(token)
         longer = tokenizer.decode(ids[1:])
         if not longer.endswith("\N{REPLACEMENT CHARACTER}"):  # the bytes of a character still come
-            print(longer[len(text) :], end="", flush=True)
-            text = longer
+            print(longer[len(shown) :], end="", flush=True)
+            text, shown = text + longer[len(shown) :], longer
     print()
     return text
 
@@ -96,26 +102,51 @@ def sample(
     top_p: float = 1.0,
     seed: int = 0,
     end_id: int | None = None,
+    vocab_size: int | None = None,
 ) -> Iterator[int]:
-    """Draws up to `tokens` ids after `prompt_ids` (at least one), without the end mark."""
+    """Draws up to `tokens` ids after `prompt_ids` (at least one), without the end mark.
 
-    @jax.jit
-    def advance(
-        params: dict[str, Any], tokens_1t: jax.Array, cache: Cache, key: jax.Array
-    ) -> tuple[jax.Array, Cache]:
-        hidden_btd, cache = decoder.apply({"params": params}, tokens_1t, cache=cache)
-        logits_v = project(hidden_btd[:, -1], params, decoder.shape.vocab_size)[0]
-        return draw(logits_v, key, temperature, top_k, top_p), cache
-
-    cache = empty_cache(decoder.shape, 1, len(prompt_ids) + tokens, decoder.dtype)
+    `vocab_size`: ids below it may be drawn, where the model has more than its tokenizer.
+    """
+    settings = {
+        "decoder": decoder,
+        "vocab_size": vocab_size or decoder.shape.vocab_size,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+    }
+    capacity = -(-(len(prompt_ids) + tokens) // _CACHE_MULTIPLE) * _CACHE_MULTIPLE
+    cache = empty_cache(decoder.shape, 1, capacity, decoder.dtype)
     feed = jnp.asarray([prompt_ids], jnp.int32)
-    keys = jax.random.split(jax.random.key(seed), tokens)
-    for key in keys:
-        token, cache = advance(params, feed, cache, key)
+    for key in jax.random.split(jax.random.key(seed), tokens):
+        token, cache = _advance(params, feed, cache, key, **settings)
         if end_id is not None and int(token) == end_id:
             return
         yield int(token)
         feed = token[None, None]
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("decoder", "vocab_size", "temperature", "top_k", "top_p"),
+    donate_argnames="cache",
+)
+def _advance(
+    params: dict[str, Any],
+    tokens_1t: jax.Array,
+    cache: Cache,
+    key: jax.Array,
+    *,
+    decoder: Decoder,
+    vocab_size: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+) -> tuple[jax.Array, Cache]:
+    """Feeds tokens and draws the one that follows the last of them."""
+    hidden_btd, cache = decoder.apply({"params": params}, tokens_1t, cache=cache)
+    logits_v = project(hidden_btd[:, -1], params, vocab_size)[0]
+    return draw(logits_v, key, temperature, top_k, top_p), cache
 
 
 def draw(

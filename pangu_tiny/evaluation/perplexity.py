@@ -7,6 +7,7 @@ import jax
 
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import UserError
+from pangu_tiny.model.attention import lookup
 from pangu_tiny.model.decoder import Decoder, parameter_axes
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.topology.mesh import check_divides, make_mesh, named_sharding
@@ -37,6 +38,9 @@ def evaluate(
     Raises:
       UserError: no checkpoint, another tokenizer, or nothing held out.
     """
+    if dtype not in DTYPES:
+        raise UserError(f"evaluate.dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    lookup(hardware.attention)
     opened = open_checkpoint(checkpoint)
     rows = TokenDataset.open(dataset)
     held_out = rows.description["splits"]["held_out"]
@@ -50,7 +54,12 @@ def evaluate(
     folder = claim(
         workdir,
         "evaluate",
-        {"checkpoint": opened.about["identity"], "step": opened.about["step"], "data": rows.digest},
+        {
+            "checkpoint": opened.about["identity"],
+            "step": opened.about["step"],
+            "data": rows.digest,
+            "dtype": dtype,
+        },
     )
     nats, targets = _score(opened, rows, hardware, dtype)
     result = {

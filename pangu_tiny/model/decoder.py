@@ -27,6 +27,7 @@ from pangu_tiny.model.layers import (
     FeedForward,
     RMSNorm,
     apply_rope,
+    matmul,
     rope_tables,
 )
 from pangu_tiny.model.shape import ModelShape
@@ -92,12 +93,12 @@ class Attention(nn.Module):
             mixed_bthk, cache = _attend_cached(q_bthk, k_btnk, v_btnk, cache)
         mixed_bthk = jax.ad_checkpoint.checkpoint_name(mixed_bthk, "attention_output")
         b, t = x_btd.shape[:2]
-        return mixed_bthk.reshape(b, t, h * k) @ out_hkd.reshape(h * k, d), cache
+        return matmul(mixed_bthk.reshape(b, t, h * k), out_hkd.reshape(h * k, d)), cache
 
 
 def _project(x_btd: jax.Array, kernel_dhk: jax.Array) -> jax.Array:
     d, h, k = kernel_dhk.shape
-    return (x_btd @ kernel_dhk.reshape(d, h * k)).reshape(*x_btd.shape[:2], h, k)
+    return matmul(x_btd, kernel_dhk.reshape(d, h * k)).reshape(*x_btd.shape[:2], h, k)
 
 
 def _attend_cached(q_bthk, k_btnk, v_btnk, cache):

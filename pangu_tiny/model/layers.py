@@ -15,6 +15,43 @@ from pangu_tiny.topology.mesh import constrain
 Dtype = Any
 
 
+@jax.custom_vjp
+def matmul(x_nd: jax.Array, kernel_de: jax.Array) -> jax.Array:
+    """x·kernel over the last axis of x, any axes before it, in the dtype of x.
+
+    The gradient is spelled out for the CPU: XLA's fast product there wants two axes, and the one
+    that it sums over last on the left; left to itself it fuses the transpose of x into whatever
+    computes x, which is several times slower than a copy.
+    """
+    return _product(x_nd, kernel_de)
+
+
+def _product(x_nd, kernel_de):
+    flat_nd = x_nd.reshape(-1, x_nd.shape[-1])
+    return (flat_nd @ kernel_de).reshape(*x_nd.shape[:-1], kernel_de.shape[-1])
+
+
+def _matmul_forward(x_nd, kernel_de):  # not by `matmul`, into which no remat policy looks
+    return _product(x_nd, kernel_de), (x_nd, kernel_de)
+
+
+def _matmul_backward(saved, d_out_ne):
+    x_nd, kernel_de = saved
+    flat_ne = d_out_ne.reshape(-1, d_out_ne.shape[-1])
+    d_x_nd = (flat_ne @ kernel_de.T).reshape(x_nd.shape)
+    return d_x_nd, transposed(x_nd.reshape(-1, x_nd.shape[-1])) @ flat_ne
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def transposed(x_nd: jax.Array) -> jax.Array:
+    """x.T; on a CPU as a copy of its own, whatever the compiler thinks."""
+    return jax.lax.platform_dependent(
+        x_nd, cpu=lambda x: jax.lax.optimization_barrier(x.T), default=lambda x: x.T
+    )
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) · scale, computed in float32, returned in the dtype of x."""
 
@@ -72,8 +109,8 @@ class FeedForward(nn.Module):
         gate_df = self.param("gate", matrix_init, (width, inner)).astype(self.dtype)
         up_df = self.param("up", matrix_init, (width, inner)).astype(self.dtype)
         down_fd = self.param("down", matrix_init, (inner, width)).astype(self.dtype)
-        gate_btf = constrain(x_btd @ gate_df, "batch", None, "ffn")
-        up_btf = constrain(x_btd @ up_df, "batch", None, "ffn")
+        gate_btf = constrain(matmul(x_btd, gate_df), "batch", None, "ffn")
+        up_btf = constrain(matmul(x_btd, up_df), "batch", None, "ffn")
         if self.series_terms > 1:
             terms = (self.series_terms, inner)
             scale_nf = self.param("series_scale", series_scale_init, terms).astype(self.dtype)
@@ -81,7 +118,7 @@ class FeedForward(nn.Module):
             active_btf = series_silu(gate_btf, scale_nf, bias_nf)
         else:
             active_btf = jax.nn.silu(gate_btf)
-        return (active_btf * up_btf) @ down_fd
+        return matmul(active_btf * up_btf, down_fd)
 
 
 class AugmentedShortcut(nn.Module):
@@ -100,5 +137,5 @@ class AugmentedShortcut(nn.Module):
         width = x_btd.shape[-1]
         down_dr = self.param("down", matrix_init, (width, self.bottleneck))
         up_rd = self.param("up", nn.initializers.zeros, (self.bottleneck, width))
-        hidden_btr = jax.nn.gelu(x_btd @ down_dr.astype(self.dtype), approximate=True)
-        return hidden_btr @ up_rd.astype(self.dtype)
+        hidden_btr = jax.nn.gelu(matmul(x_btd, down_dr.astype(self.dtype)), approximate=True)
+        return matmul(hidden_btr, up_rd.astype(self.dtype))

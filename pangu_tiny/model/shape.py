@@ -1,6 +1,7 @@
 """ModelShape: every size that defines a model, and the counts that follow from it."""
 
 import dataclasses
+import math
 
 from pangu_tiny.errors import UserError
 
@@ -48,6 +49,11 @@ class ModelShape:
         for name in ("depth", "width", "heads", "ffn_width", "vocab_size", "series_terms"):
             if getattr(self, name) < 1:
                 raise UserError(f"ModelShape.{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("rope_theta", "norm_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(
+                    f"ModelShape.{name} is {getattr(self, name)}, expected a positive number"
+                )
         if not self.head_dim:
             if self.width % self.heads:
                 raise UserError(

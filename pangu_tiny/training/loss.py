@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pangu_tiny.model.layers import transposed
 from pangu_tiny.topology.mesh import RULES, partition_spec
 
 
@@ -134,8 +135,10 @@ def _local(
         d_logits_bcv -= jnp.where(hit_bcv, weights_bc[..., None], 0.0)
         d_logits_bcv = d_logits_bcv.astype(dtype)
         d_hidden_bcd = _sum(d_logits_bcv @ matrix_dv.T, vocab_axes)
-        d_kernel_dv += jnp.einsum(
-            "bcd,bcv->dv", hidden_bcd, d_logits_bcv, preferred_element_type=jnp.float32
+        d_kernel_dv += jnp.matmul(
+            transposed(hidden_bcd.reshape(-1, d)),
+            d_logits_bcv.reshape(-1, v),
+            preferred_element_type=jnp.float32,
         )
         return d_kernel_dv, (total, rows_b, d_hidden_bcd)
 

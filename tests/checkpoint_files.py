@@ -1,0 +1,42 @@
+"""Checkpoints for tests, written as training writes them, without training."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.tokenizer.model import Tokenizer
+from pangu_tiny.training.checkpoints import Writer, describe
+from pangu_tiny.training.optimizer import Optimizer
+from pangu_tiny.training.step import TrainState
+
+
+def write_checkpoint(
+    workdir: pathlib.Path,
+    shape: ModelShape,
+    params: dict[str, Any],
+    tokenizer: Tokenizer,
+    sequence_length: int,
+) -> str:
+    """Saves parameters as step 1 of a run in `workdir`; returns the path as a stage takes it."""
+    optimizer = Optimizer()
+    transformation = optimizer.transformation(optimizer.schedule(1, 1))
+    zero = jnp.zeros((), jnp.int32)
+    params = jax.tree.map(jnp.asarray, params)
+    about = describe(
+        shape,
+        identity={"tokenizer": tokenizer.digest},
+        sequence_length=sequence_length,
+        step=1,
+    )
+    writer = Writer(workdir / "checkpoints", keep_every=1)
+    writer.save(
+        1,
+        TrainState(params, transformation.init(params), zero + 1, zero),
+        about,
+        tokenizer.model_bytes,
+    )
+    writer.close()
+    return str(workdir)

@@ -1,0 +1,222 @@
+"""Generation: the laws of the draws, where they end, and what is printed when."""
+
+import dataclasses
+import io
+import itertools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sentencepiece
+from checkpoint_files import write_checkpoint
+from shapes import TINY, random_params
+
+from pangu_tiny.errors import UserError
+from pangu_tiny.evaluation.generate import check_sampling, draw, generate, sample
+from pangu_tiny.model.decoder import Decoder, logits
+from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.tokenizer.model import Tokenizer
+
+PROBABILITIES = np.array([0.05, 0.4, 0.1, 0.15, 0.3])
+LOGITS = jnp.asarray(np.log(PROBABILITIES) + 3.0, jnp.float32)
+DRAWS = 4000
+
+
+def frequencies(temperature=1.0, top_k=0, top_p=1.0, values=LOGITS):
+    keys = jax.random.split(jax.random.key(0), DRAWS)
+    drawn = jax.jit(jax.vmap(lambda key: draw(values, key, temperature, top_k, top_p)))(keys)
+    return np.bincount(np.asarray(drawn), minlength=len(values)) / DRAWS
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({}, [0, 1, 2, 3, 4]),
+        ({"top_k": 1}, [1]),
+        ({"top_k": 2}, [1, 4]),
+        ({"top_k": 99}, [0, 1, 2, 3, 4]),
+        ({"top_p": 0.39}, [1]),
+        ({"top_p": 0.41}, [1, 4]),  # the fewest that reach 0.41: 0.4 alone does not
+        ({"top_p": 0.71}, [1, 3, 4]),
+        ({"top_p": 1e-6}, [1]),
+        ({"top_k": 3, "top_p": 0.5}, [1, 4]),
+        ({"top_k": 1, "top_p": 0.9}, [1]),
+        ({"temperature": 0.5}, [0, 1, 2, 3, 4]),
+        ({"temperature": 2.0, "top_k": 2}, [1, 4]),
+        ({"temperature": 0.5, "top_p": 0.5}, [1]),  # of squared probabilities, 1 has 0.55
+    ],
+    ids=str,
+)
+def test_draws_follow_the_kept_part_of_the_distribution(settings, kept):
+    """χ² of 4,000 seeded draws: below 20 by chance in all but 0.05 % of cases with 4 degrees of
+    freedom; a temperature left out gives hundreds."""
+    expected = np.zeros(5)
+    expected[kept] = PROBABILITIES[kept] ** (1 / settings.get("temperature", 1.0))
+    expected /= expected.sum()
+    found = frequencies(**settings)
+    assert not found[expected == 0].any()
+    chi_square = DRAWS * np.sum((found - expected)[kept] ** 2 / expected[kept])
+    assert chi_square < 20
+
+
+def test_temperature_zero_takes_the_likeliest():
+    assert draw(LOGITS, jax.random.key(0), 0, 0, 1.0) == 1
+    assert draw(LOGITS, jax.random.key(0), 0, 3, 0.1) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ((-0.1, 0, 1.0), "generate.temperature is -0.1"),
+        ((1.0, -1, 1.0), "generate.top_k is -1"),
+        ((1.0, 0, 0.0), "generate.top_p is 0.0"),
+        ((1.0, 0, 1.1), "generate.top_p is 1.1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, named):
+    with pytest.raises(UserError, match=named):
+        check_sampling(*settings)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return Decoder(TINY), random_params(TINY)
+
+
+def test_greedy_sampling_equals_the_whole_sequence_again_and_again(tiny):
+    decoder, params = tiny
+    ids = [1, 5, 9]
+    drawn = list(sample(decoder, params, ids, 8))
+    whole = jax.jit(logits, static_argnums=0)(decoder, params, jnp.asarray([ids + drawn]))[0]
+    assert drawn == np.argmax(whole[len(ids) - 1 : -1], axis=-1).tolist()
+
+
+def test_the_end_mark_ends_and_is_not_given(tiny):
+    decoder, params = tiny
+    drawn = list(sample(decoder, params, [1, 5, 9], 8))
+    end = drawn[3]
+    assert list(sample(decoder, params, [1, 5, 9], 8, end_id=end)) == drawn[: drawn.index(end)]
+
+
+def test_a_seed_gives_the_same_draws_and_another_seed_others(tiny):
+    decoder, params = tiny
+
+    def drawn(seed):
+        return list(sample(decoder, params, [1], 12, temperature=2.0, seed=seed))
+
+    assert drawn(0) == drawn(0) != drawn(1)
+
+
+def test_ids_beyond_the_tokenizer_are_not_drawn(tiny):
+    """A model may have more ids than its tokenizer, which could not decode them."""
+    decoder, params = tiny
+    drawn = list(sample(decoder, params, [1], 20, temperature=50.0, vocab_size=4))
+    assert max(drawn) < 4
+
+
+def train_sentencepiece(**settings):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["abc fi bca cab " * 3] * 20),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=270,
+        byte_fallback=True,
+        minloglevel=2,
+        hard_vocab_limit=False,
+        **settings,
+    )
+    return Tokenizer(model.getvalue())
+
+
+def parrot(ids):
+    """A shape and parameters that follow each of `ids` by the next one, whatever came before.
+
+    The blocks add nothing; the head reads in the current token's own vector which one is next.
+    Vectors are random and so nearly orthogonal: 256 wide, they overlap by 1/16.
+    """
+    shape = ModelShape(depth=1, width=256, heads=1, head_dim=2, ffn_width=1, vocab_size=300)
+    params = jax.tree.map(np.zeros_like, random_params(shape))
+    table = np.random.default_rng(0).normal(size=(shape.padded_vocab, shape.width))
+    params["embedding"]["table"] = table.astype(np.float32)
+    params["final_norm"]["scale"] = np.ones(shape.width, np.float32)
+    for token, following in itertools.pairwise(ids):
+        params["head"]["kernel"][:, following] = table[token]
+    return shape, params
+
+
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory):
+    """A checkpoint that continues "a" by "éb中", in bytes where a character is no piece, and
+    then ends."""
+    tokenizer = train_sentencepiece(normalization_rule_name="identity", add_dummy_prefix=False)
+    ids = [*tokenizer.encode("aéb中"), tokenizer.end_id]
+    assert len(ids) == len(set(ids)) == 1 + 2 + 1 + 3 + 1
+    folder = tmp_path_factory.mktemp("speaking")
+    return write_checkpoint(folder, *parrot(ids), tokenizer, sequence_length=32)
+
+
+class Terminal(io.StringIO):
+    """Keeps what was written and flushed, piece by piece."""
+
+    def __init__(self):
+        super().__init__()
+        self.shown = []
+
+    def flush(self):
+        self.shown.append(self.getvalue()[sum(map(len, self.shown)) :])
+
+
+def test_text_is_printed_as_it_comes_in_whole_characters(speaking, monkeypatch):
+    """Printed byte by byte, é would be two replacement characters; printed at the end, there
+    would be one piece."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    text = generate(speaking, "a", tokens=20, temperature=0.0)
+    assert terminal.shown == ["a", "é", "b", "中"]
+    assert terminal.getvalue() == "aéb中\n" and text == "aéb中"
+
+
+def test_a_character_that_is_never_finished_is_left_out(speaking, capsys):
+    assert generate(speaking, "a", tokens=5, temperature=0.0) == "aéb"
+    assert capsys.readouterr().out == "aéb\n"
+
+
+def test_a_prompt_that_the_tokenizer_changes_is_kept_as_it_was_given(tmp_path, capsys):
+    """NFKC makes two letters of the ligature, which moves everything behind it."""
+    tokenizer = train_sentencepiece(normalization_rule_name="nfkc")
+    prompt = "b\ufb01"
+    assert tokenizer.decode(tokenizer.encode(prompt)) == "bfi"
+    (last, following) = (tokenizer.encode(prompt)[-1], tokenizer.encode("a")[-1])
+    shape, params = parrot([last, following, tokenizer.end_id])
+    checkpoint = write_checkpoint(tmp_path, shape, params, tokenizer, sequence_length=32)
+    text = generate(checkpoint, prompt, tokens=9, temperature=0.0)
+    assert text.replace(" ", "") == prompt + "a"
+    assert capsys.readouterr().out == text + "\n"
+
+
+@pytest.mark.parametrize(("tokens", "fits"), [(30, True), (31, False), (-1, False)])
+def test_more_tokens_than_the_model_has_seen_are_refused(speaking, tokens, fits):
+    """The begin mark and "a" take 2 of 32."""
+    if fits:
+        assert generate(speaking, "a", tokens=tokens, temperature=0.0) == "aéb中"
+        return
+    with pytest.raises(UserError, match=f"generate.tokens is {tokens}"):
+        generate(speaking, "a", tokens=tokens)
+
+
+def test_no_tokens_is_the_prompt(speaking):
+    assert generate(speaking, "a", tokens=0) == "a"
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint there"):
+        generate(str(tmp_path))
+
+
+def test_sampling_runs_in_bfloat16():
+    shape = dataclasses.replace(TINY, depth=1)
+    drawn = list(sample(Decoder(shape, jnp.bfloat16), random_params(shape), [1, 2], 4))
+    assert len(drawn) == 4

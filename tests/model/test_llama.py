@@ -1,0 +1,86 @@
+"""The plain decoder is LLaMA: the logits of `transformers`, on random and on trained weights."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden.make_llama import GOLDEN, SMALL, run_transformers
+from hf_weights import to_params, to_shape
+from safetensors.numpy import load_file
+
+from pangu_tiny.evaluation.generate import sample
+from pangu_tiny.model.decoder import Decoder, logits
+
+jit_logits = jax.jit(logits, static_argnums=0)
+
+
+def compute(config, weights, ids):
+    shape = to_shape(config)
+    params = jax.tree.map(jnp.asarray, to_params(weights, shape))
+    return jit_logits(Decoder(shape), params, ids)
+
+
+def test_golden_logits_of_random_weights():
+    """Float32 logits up to 5; a wrong ε, rotary base, pairing or order of heads is off by 0.1."""
+    with np.load(GOLDEN, allow_pickle=False) as file:
+        golden = dict(file)
+    config = json.loads(golden.pop("__config__").item())
+    assert config == SMALL, "make_llama.py changed, run it again"
+    ids, expected = golden.pop("__ids__"), golden.pop("__logits__")
+    np.testing.assert_allclose(compute(config, golden, ids), expected, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def stories(real_data):
+    folder = real_data / "checkpoints" / "stories260k"
+    shape = to_shape(json.loads((folder / "config.json").read_text()))
+    params = to_params(load_file(folder / "model.safetensors"), shape)
+    golden = json.loads((folder / "golden.json").read_text())
+    return shape, jax.tree.map(jnp.asarray, params), golden
+
+
+def test_logits_of_a_trained_model(stories):
+    shape, params, golden = stories
+    ids = golden["greedy_ids"][:64]
+    found = np.asarray(jit_logits(Decoder(shape), params, jnp.asarray([ids]))[0])
+    np.testing.assert_allclose(found[-1], golden["last_logits_of_first_64"], atol=1e-4)
+    log_z = np.log(np.exp(found[:-1].astype(np.float64)).sum(axis=-1))
+    nll = np.mean(log_z - found[np.arange(len(ids) - 1), ids[1:]])
+    assert nll == pytest.approx(golden["first_64_ids_mean_nll"], abs=1e-5)
+
+
+def test_greedy_text_of_a_trained_model(stories):
+    """All 200 tokens, through the cache: a position off by one is another story."""
+    shape, params, golden = stories
+    prompt = golden["prompt_ids"]
+    wanted = golden["greedy_ids"][len(prompt) :]
+    assert list(sample(Decoder(shape), params, prompt, len(wanted))) == wanted
+    assert len(wanted) >= 199
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("grouped", {}),
+        ("tied", {"tie_word_embeddings": True}),
+        ("one kv head", {"num_key_value_heads": 1, "num_hidden_layers": 3, "vocab_size": 300}),
+        ("all kv heads", {"num_key_value_heads": 4, "head_dim": 16, "hidden_size": 64}),
+    ],
+)
+def test_logits_equal_those_of_transformers(name, changes):
+    config = {**SMALL, **changes}
+    weights, ids, expected = run_transformers(config, seed=1, length=70)
+    np.testing.assert_allclose(compute(config, weights, ids), expected, atol=1e-4)
+
+
+@pytest.mark.parity
+def test_golden_file_is_what_transformers_computes_now():
+    weights, ids, expected = run_transformers(SMALL, seed=0, length=24)
+    with np.load(GOLDEN, allow_pickle=False) as file:
+        np.testing.assert_array_equal(file["__ids__"], ids)
+        np.testing.assert_allclose(file["__logits__"], expected, atol=1e-4)
+        for name, leaf in weights.items():
+            np.testing.assert_array_equal(file[name], leaf)

@@ -1,0 +1,160 @@
+"""The command line: one line and exit code 2 for a mistake, and an import without effects."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pangu_tiny import cli
+from pangu_tiny.errors import UserError
+
+COMMAND = [sys.executable, "-m", "pangu_tiny"]
+
+
+def run(*argv, cwd=None):
+    return subprocess.run(argv, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def test_the_module_is_the_command(tmp_path, monkeypatch):
+    """A real process: a mistake that is found when all stages are read."""
+    found = run(*COMMAND, "train", "--gin.train.stepz=3")
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.startswith(
+        "pangu-tiny train: --gin.train.stepz=3: train has no parameter 'stepz', expected one of "
+    )
+    assert found.stderr.count("\n") == 1
+
+
+def test_a_mistake_inside_of_a_stage_is_one_line_too(tmp_path):
+    found = run(*COMMAND, "generate", f"--gin.generate.checkpoint={tmp_path}")
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr == (
+        f"pangu-tiny generate: checkpoint {tmp_path}: no checkpoint there, "
+        "expected a train workdir or step\n"
+    )
+
+
+@pytest.fixture
+def complaint(capfd):
+    """Runs `main`; gives the one line that it leaves on standard error."""
+
+    def run_main(*argv):
+        try:
+            code = cli.main(argv)
+        except SystemExit as exit:
+            code = exit.code
+        out, err = capfd.readouterr()
+        assert code == 2 and out == "" and err.count("\n") == 1, (code, out, err)
+        assert err.startswith("pangu-tiny")
+        return err
+
+    return run_main
+
+
+TRAIN = ("train", "--gin.train.dataset=d", "--gin.train.workdir=w", "--gin_file=hardware/cpu.gin")
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        ((), "STAGE"),
+        (("bake",), "invalid choice: 'bake'"),
+        (("train", "--steps=3"), "unknown flag '--steps=3', expected --gin_file=F or --gin.NAME="),
+        (("train", "--gin_fil=a.gin"), "unknown flag '--gin_fil=a.gin'"),
+        (("train", "--gin.train.steps"), "unknown flag '--gin.train.steps'"),
+        (("train", "steps"), "unknown flag 'steps'"),
+        (("train", "--gin_file"), "--gin_file: expected one argument"),
+        (("train", "--gin_file=none.gin"), "--gin_file=none.gin: no such file"),
+        (("train",), "train.dataset, train.workdir, ModelShape.depth, "),
+        ((*TRAIN, "--gin.train.steps=many"), "train.steps = 'many': expected int"),
+        ((*TRAIN, "--gin.trian.steps=3"), "unknown name 'trian', expected one of "),
+        (
+            (*TRAIN, "--gin_file=models/tiny_test.gin", "--gin.ModelShape.kv_heads=3"),
+            "ModelShape.heads 4 is not divisible by ModelShape.kv_heads 3",
+        ),
+        (
+            ("generate", "--gin.generate.checkpoint=none", "--gin.generate.top_p=1.5"),
+            "generate.top_p is 1.5, expected more than 0 and at most 1",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(complaint, argv, named):
+    assert named in complaint(*argv)
+
+
+def stage_that(action):
+    def generate(prompt: str = "") -> None:
+        action(prompt)
+
+    return generate
+
+
+@pytest.fixture
+def only_stage(monkeypatch):
+    """Puts a function in the place of all stages."""
+    return lambda action: monkeypatch.setattr(cli, "find_stage", lambda _: stage_that(action))
+
+
+def test_errors_of_several_lines_and_full_disks_are_one_line(complaint, only_stage):
+    def refuse(_):
+        raise UserError("first\n  second")
+
+    only_stage(refuse)
+    assert complaint("generate") == "pangu-tiny generate: first second\n"
+
+    def fill(_):
+        raise OSError(28, "No space left on device", "runs/a")
+
+    only_stage(fill)
+    assert complaint("generate").endswith("No space left on device: 'runs/a'\n")
+
+
+def test_exit_codes(only_stage):
+    only_stage(lambda _: None)
+    assert cli.main(["generate"]) == 0
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    only_stage(interrupt)
+    assert cli.main(["generate"]) == 130
+
+    def fail(_):
+        raise ValueError("a bug is not the user's: it keeps its stack trace")
+
+    only_stage(fail)
+    with pytest.raises(ValueError, match="a bug"):
+        cli.main(["generate"])
+
+
+@pytest.mark.parametrize("text", ["Once upon a time", "-x", "a=b", "--gin.train.steps=3", "π"])
+def test_text_reaches_a_stage_as_it_stands(only_stage, text):
+    seen = []
+    only_stage(seen.append)
+    cli.main(["generate", f"--gin.generate.prompt={text}"])
+    assert seen == [text]
+
+
+def test_every_stage_is_a_function_of_the_same_name():
+    for name in cli.STAGES:
+        assert cli.find_stage(name).__name__ == name.replace("-", "_")
+
+
+PURE = """
+import socket, sys
+def refuse(*_): raise AssertionError("the network was touched")
+socket.socket.connect = socket.getaddrinfo = refuse
+import pangu_tiny, pangu_tiny.cli
+heavy = {"jax", "tensorflow", "flax", "orbax", "grain", "tensorflow_datasets"} & sys.modules.keys()
+assert not heavy, heavy
+for stage in pangu_tiny.cli.STAGES:
+    pangu_tiny.cli.find_stage(stage)
+from jax._src import xla_bridge
+assert not xla_bridge.backends_are_initialized(), "a stage started a device when imported"
+assert "tensorflow" not in sys.modules
+"""
+
+
+def test_importing_touches_no_device_no_network_and_no_tensorflow():
+    found = run(sys.executable, "-c", PURE)
+    assert found.returncode == 0, found.stderr

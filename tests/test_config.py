@@ -1,0 +1,255 @@
+"""gin files and bindings in, typed and checked values out; every mistake is named in one line."""
+
+import dataclasses
+import math
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+
+from pangu_tiny import config
+from pangu_tiny.cli import STAGES, find_stage
+from pangu_tiny.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    depth: int
+    ratio: float = 0.5
+
+
+def bake(
+    workdir: str,
+    sizes: Sizes,
+    steps: int = 3,
+    rate: float = 0.1,
+    quick: bool = False,
+    names: list[str] | None = None,
+    weights: dict[str, float] | None = None,
+    note: str | None = None,
+    text: str | list[str] | None = None,
+) -> None: ...
+
+
+def serve(port: int = 80) -> None: ...
+
+
+BASE = "bake.workdir = 'out'\nSizes.depth = 2\n"
+
+
+def read(tmp_path, text=BASE, *flags) -> dict[str, Any]:
+    """What `bake` gets from a gin file with this text, and from flags."""
+    (tmp_path / "a.gin").write_text(text, encoding="utf-8")
+    config.read([bake, serve], [str(tmp_path / "a.gin")], flags)
+    return config.arguments(bake)[0]
+
+
+def refusal(tmp_path, text=BASE, *flags) -> str:
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, text, *flags)
+    assert "\n" not in str(caught.value)
+    return str(caught.value).replace(str(tmp_path) + "/", "")
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("bake.steps = 7", "steps", 7),
+        ("bake.steps = -7", "steps", -7),
+        ("bake.steps = 1e6", "steps", 1_000_000),
+        ("bake.rate = 1", "rate", 1.0),
+        ("bake.rate = 2.5e-3", "rate", 0.0025),
+        ("bake.quick = True", "quick", True),
+        ("bake.names = ['a', 'b']", "names", ["a", "b"]),
+        ("bake.names = ('a',)", "names", ["a"]),
+        ("bake.names = None", "names", None),
+        ("bake.weights = {'a': 1, 'b': 0.5}", "weights", {"a": 1.0, "b": 0.5}),
+        ("bake.note = 'x # y'", "note", "x # y"),
+        ("bake.text = 'a.txt'", "text", "a.txt"),
+        ("bake.text = ['a.txt']", "text", ["a.txt"]),
+        ("bake:\n  steps = 4\n  rate = 2", "steps", 4),
+        ("size = 5\nbake.steps = %size", "steps", 5),
+        ("bake.steps = %size\nsize = %other\nother = 6", "steps", 6),
+        ("which = 'b'\nbake.names = ['a', %which]", "names", ["a", "b"]),
+    ],
+)
+def test_values_of_a_file(tmp_path, line, name, value):
+    found = read(tmp_path, BASE + line)[name]
+    assert found == value and type(found) is type(value)
+
+
+def test_dataclasses_are_built_from_bindings_of_their_own(tmp_path):
+    assert read(tmp_path, BASE + "Sizes.ratio = 2")["sizes"] == Sizes(2, 2.0)
+
+
+def test_a_later_binding_wins_and_flags_win_over_files(tmp_path):
+    text = BASE + "n = 1\nbake.steps = %n\nbake.steps = 4"
+    assert read(tmp_path, text)["steps"] == 4
+    assert read(tmp_path, text, ("bake.steps", "5"))["steps"] == 5
+    assert read(tmp_path, BASE + "n = 1\nbake.steps = %n", ("n", "6"))["steps"] == 6
+    assert "steps" not in read(tmp_path), "what was read before is forgotten"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("workdir", "runs/a b", "runs/a b"),
+        ("workdir", "12", "12"),
+        ("workdir", "None", "None"),
+        ("workdir", "'quoted'", "quoted"),
+        ("workdir", "'tis", "'tis"),
+        ("workdir", '"a" and "b"', '"a" and "b"'),
+        ("workdir", "@home", "@home"),
+        ("workdir", "50%", "50%"),
+        ("workdir", "a\nb", "a\nb"),
+        ("workdir", "", ""),
+        ("note", "None", None),
+        ("note", "(1, 2)", "(1, 2)"),
+        ("text", "2024", "2024"),
+        ("text", "1e5", "1e5"),
+        ("text", "['a', 'b']", ["a", "b"]),
+        ("text", "*.txt", "*.txt"),
+        ("steps", "1e3", 1000),
+        ("names", "['a']", ["a"]),
+        ("weights", "{'a': 2}", {"a": 2.0}),
+    ],
+)
+def test_values_of_the_command_line(tmp_path, name, text, value):
+    """Where a string is wanted, the text is taken as it stands; else it is a gin literal."""
+    assert read(tmp_path, BASE, (f"bake.{name}", text))[name] == value
+
+
+@hypothesis.given(text=st.text(st.characters(exclude_categories=["Cs"])))
+@hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
+def test_any_text_survives_the_command_line_and_the_effective_config(tmp_path_factory, text):
+    hypothesis.assume(not text.strip().startswith(("%", "'", '"')))
+    flags = [("bake.workdir", text), ("Sizes.depth", "2")]
+    config.read([bake], [], flags)
+    values, effective = config.arguments(bake)
+    assert values["workdir"] == text
+    path = tmp_path_factory.getbasetemp() / "effective.gin"
+    path.write_text(effective, encoding="utf-8")
+    config.read([bake], [str(path)], [])
+    assert config.arguments(bake)[0]["workdir"] == text
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("bake.steps = 'x'", "a.gin:3: bake.steps = 'x': expected int"),
+        ("bake.steps = 1.5", "a.gin:3: bake.steps = 1.5: expected int"),
+        ("bake.steps = True", "a.gin:3: bake.steps = True: expected int"),
+        ("bake.rate = True", "a.gin:3: bake.rate = True: expected float"),
+        ("bake.rate = '0.1'", "a.gin:3: bake.rate = '0.1': expected float"),
+        ("bake.quick = 1", "a.gin:3: bake.quick = 1: expected bool"),
+        ("bake.note = 5", "a.gin:3: bake.note = 5: expected str | None"),
+        ("bake.names = 'a'", "a.gin:3: bake.names = 'a': expected list[str] | None"),
+        ("bake.names = ['a', 3]", "a.gin:3: bake.names = ['a', 3]: expected list[str]"),
+        ("bake.weights = {'a': 'b'}", "a.gin:3: bake.weights = {'a': 'b'}: expected dict[str, fl"),
+        ("bake.workdir = None", "a.gin:3: bake.workdir = None: expected str"),
+        ("\n# c\nSizes.depth = []", "a.gin:5: Sizes.depth = []: expected int"),
+        ("bake.steps = @serve", "a.gin:3: bake.steps = @serve: expected int"),
+        ("bake.steps = @serve()", "a.gin:3: bake.steps = @serve: expected int"),
+        ("boil.steps = 3", "a.gin:3: unknown name 'boil', expected one of Sizes, bake, serve"),
+        ("bake.stepz = 3", "a.gin:3: bake has no parameter 'stepz', expected one of workdir, si"),
+        ("steps = 3", "a.gin:3: %steps is used nowhere"),
+        ("bake.steps = %steps", "a.gin:3: %steps has no value, expected steps = VALUE"),
+        ("bake.steps = %n\nn = %m\nm = %n", "a.gin:3: %n stands for itself"),
+        ("small/bake.steps = 3", "a.gin:3: no stage reads the scope 'small'"),
+        ("import os", "a.gin:3: only bindings and includes"),
+        ("include 'none.gin'", "a.gin:3: include 'none.gin': no such file"),
+        ("bake.steps", "a.gin:3: Couldn't parse statement"),
+        ("bake.steps = ", "a.gin:3: "),
+        ("bake.steps = 1 +", "a.gin:3: "),
+        ("bake.steps = (1,", "a.gin:"),
+        ("bake.workdir = 'a", "a.gin:3: "),
+        ("= 3", "a.gin:3: "),
+        ("include none", "a.gin:3: "),
+        ("bake.steps = %gin.REQUIRED", "bake.steps must be given: in a gin file, or as --gin.bak"),
+    ],
+)
+def test_mistakes_in_a_file_are_named_with_their_line(tmp_path, line, named):
+    assert refusal(tmp_path, BASE + line).startswith(named)
+
+
+@pytest.mark.parametrize(
+    ("flag", "named"),
+    [
+        (("bake.steps", "x"), "--gin.bake.steps=x: bake.steps = 'x': expected int"),
+        (("bake.steps", ""), "--gin.bake.steps=: bake.steps = '': expected int"),
+        (("bake.names", "a"), "--gin.bake.names=a: bake.names = 'a': expected list[str] | None"),
+        (("boil.steps", "3"), "--gin.boil.steps=3: unknown name 'boil'"),
+        (("bake.stepz", "3"), "--gin.bake.stepz=3: bake has no parameter 'stepz'"),
+        (("steps", "3"), "--gin.steps=3: %steps is used nowhere"),
+        (("small/bake.steps", "3"), "--gin.small/bake.steps=3: no stage reads the scope 'small'"),
+        (("bake.workdir", "%home"), "--gin.bake.workdir=%home: %home has no value"),
+    ],
+)
+def test_mistakes_in_a_flag_are_named(tmp_path, flag, named):
+    assert refusal(tmp_path, BASE, flag).startswith(named)
+
+
+def test_all_that_is_missing_is_named_at_once(tmp_path):
+    found = refusal(tmp_path, "bake.workdir = %gin.REQUIRED")
+    assert found.startswith("bake.workdir, Sizes.depth must be given")
+    assert "--gin.bake.workdir=… --gin.Sizes.depth=…" in found
+    assert read(tmp_path, "bake.workdir = %gin.REQUIRED", *[
+        ("bake.workdir", "w"), ("Sizes.depth", "1")
+    ])["workdir"] == "w"  # fmt: skip
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"--gin_file=none\.gin: no such file, here or in .*gin"):
+        config.read([bake], ["none.gin"], [])
+    with pytest.raises(UserError, match="no such file"):
+        config.read([bake], [str(tmp_path)], [])
+    (tmp_path / "a.gin").write_bytes(b"bake.note = '\xff'")
+    with pytest.raises(UserError, match=r"a\.gin: not a text file in UTF-8"):
+        config.read([bake], [str(tmp_path / "a.gin")], [])
+    (tmp_path / "a.gin").write_text(f"include '{tmp_path / 'a.gin'}'")
+    with pytest.raises(UserError, match=r"a\.gin:1: include .* the file includes itself"):
+        config.read([bake], [str(tmp_path / "a.gin")], [])
+
+
+def test_includes_are_bound_in_their_place(tmp_path):
+    """What stands before an include is overridden by it, what stands after it overrides it."""
+    (tmp_path / "b.gin").write_text("bake.steps = 10\nbake.rate = 10.0\n")
+    include = f"bake.steps = 1\ninclude '{tmp_path / 'b.gin'}'\nbake.rate = 2.0\n"
+    found = read(tmp_path, BASE + include)
+    assert (found["steps"], found["rate"]) == (10, 2.0)
+    (tmp_path / "b.gin").write_text("\nbake.steps = 'x'")
+    assert refusal(tmp_path, BASE + include).startswith("b.gin:2: bake.steps")
+
+
+def test_shipped_files_are_found_by_their_short_name():
+    config.read(map(find_stage, STAGES), ["models/pangu_pi_1b.gin", "hardware/cpu.gin"], [])
+
+
+@pytest.mark.parametrize(
+    "path", sorted(config.shipped_files().rglob("*.gin")), ids=lambda path: path.name
+)
+def test_every_shipped_file_reads(path):
+    config.read(map(find_stage, STAGES), [str(path)], [])
+
+
+def test_given_values_win_over_bindings(tmp_path):
+    read(tmp_path, BASE + "bake.steps = 9")
+    values, effective = config.arguments(bake, steps=4, sizes=Sizes(7))
+    assert (values["steps"], values["sizes"]) == (4, Sizes(7))
+    assert "bake.steps = 4\n" in effective and "Sizes.depth = 7\n" in effective
+
+
+def test_effective_config_gives_the_same_arguments_again(tmp_path):
+    """With defaults written out, so that a later default changes nothing."""
+    given = [("train.dataset", "d"), ("train.workdir", "w"), ("train.mixture", "{'a': 1}")]
+    stages = list(map(find_stage, STAGES))
+    config.read(stages, ["recipes/laptop.gin"], [*given, ("reproduce.workdir", "r")])
+    values, effective = config.arguments(find_stage("train"))
+    (tmp_path / "effective.gin").write_text(effective)
+    config.read(stages, [str(tmp_path / "effective.gin")], [])
+    again, effective_again = config.arguments(find_stage("train"))
+    assert effective_again == effective
+    assert {name: again[name] for name in values} == values
+    assert "train.z_loss = 0.0\n" in effective and "Optimizer.clip = 1.0\n" in effective
+    assert again["mixture"] == {"a": 1.0} and not math.isnan(again["optimizer"].eps)

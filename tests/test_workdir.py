@@ -1,0 +1,94 @@
+"""The folder of a stage: claimed once, refused to others, written whole or not at all."""
+
+import json
+import os
+
+import pytest
+from etils import epath
+
+from pangu_tiny.errors import UserError
+from pangu_tiny.workdir import (
+    claim,
+    effective_config,
+    environment,
+    read_identity,
+    write_atomically,
+)
+
+IDENTITY = {"model": {"depth": 2, "width": 8}, "seed": 0, "files": ("a", "b")}
+
+
+def test_a_claimed_folder_is_claimed_again_by_the_same_run(tmp_path):
+    folder = claim(tmp_path / "deep" / "w", "train", IDENTITY)
+    (folder / "result").write_text("kept")
+    assert claim(tmp_path / "deep" / "w", "train", IDENTITY) == folder
+    assert (folder / "result").read_text() == "kept"
+    found = {"stage": "train", **IDENTITY, "files": ["a", "b"]}
+    assert read_identity(folder) == found
+    assert read_identity(tmp_path) is None
+
+
+def test_another_configuration_is_refused_by_the_values_that_differ(tmp_path):
+    claim(tmp_path / "w", "train", IDENTITY)
+    other = {"model": {"depth": 3, "width": 8, "heads": 1}, "seed": 0, "files": ("a", "b")}
+    with pytest.raises(UserError) as refusal:
+        claim(tmp_path / "w", "train", other)
+    assert str(refusal.value) == (
+        f"workdir {tmp_path / 'w'} holds another run: "
+        "model.depth is 2 there, 3 here; model.heads is None there, 1 here"
+    )
+    assert read_identity(tmp_path / "w")["model"] == IDENTITY["model"]
+    with pytest.raises(UserError, match="stage is 'train' there, 'evaluate' here"):
+        claim(tmp_path / "w", "evaluate", IDENTITY)
+
+
+def test_foreign_folders_and_files_are_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty and was not made by train"):
+        claim(tmp_path, "train", IDENTITY)
+    assert os.listdir(tmp_path) == ["notes.txt"]
+    with pytest.raises(UserError, match="is a file, expected a folder"):
+        claim(tmp_path / "notes.txt", "train", IDENTITY)
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    assert claim(tmp_path, "train", IDENTITY) == epath.Path(tmp_path)
+
+
+def test_a_kill_while_claiming_does_not_lock_the_folder(tmp_path, monkeypatch):
+    """All that such a kill leaves is the temporary file."""
+    with monkeypatch.context() as patch:
+        patch.setattr(type(epath.Path(tmp_path)), "replace", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            claim(tmp_path, "train", IDENTITY)
+    assert [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
+    assert claim(tmp_path, "train", IDENTITY)
+
+
+def test_writes_are_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = epath.Path(tmp_path) / "a.json"
+    write_atomically(file, "old")
+    assert os.listdir(tmp_path) == ["a.json"]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(file), "replace", lambda *_: 1 / 0)  # killed before the last act
+        with pytest.raises(ZeroDivisionError):
+            write_atomically(file, "new")
+    assert file.read_text() == "old"
+    write_atomically(file, b"\x00bytes")
+    assert file.read_bytes() == b"\x00bytes"
+
+
+def test_config_and_environment_lie_beside_the_result(tmp_path):
+    with effective_config("train.steps = 3\n"):
+        claim(tmp_path / "w", "train", IDENTITY)
+    assert (tmp_path / "w" / "config.gin").read_text() == "train.steps = 3\n"
+    left = json.loads((tmp_path / "w" / "environment.json").read_text())
+    assert left == environment() and "jax" in left["versions"]
+    claim(tmp_path / "v", "train", IDENTITY)
+    assert not (tmp_path / "v" / "config.gin").exists(), "the text of one run ends with it"
+
+
+def test_environment_without_git(monkeypatch):
+    """A machine with nothing but Python has no git."""
+    monkeypatch.setenv("PATH", "")
+    assert environment()["commit"] is None
