@@ -19,7 +19,6 @@ STAGES = {
 }
 """Stage → module with the function of the same name, and what the stage does."""
 
-
 _NEEDS_DEVICES = ("train", "evaluate", "generate", "reproduce")
 
 
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)  # libraries' warnings are not the user's
     try:
         if options.stage in _NEEDS_DEVICES:
-            _start_distributed(options)
+            _start_devices(options)
         config.read(map(find_stage, STAGES), options.gin_file, bindings)
         stage = find_stage(options.stage)
         arguments, effective = config.arguments(stage)
@@ -87,9 +86,12 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str
     return options, bindings
 
 
-def _start_distributed(options: argparse.Namespace) -> None:
-    if not options.distributed and options.coordinator is None:
-        return
-    import jax
+def _start_devices(options: argparse.Namespace) -> None:
+    """Settles what must be settled before JAX starts."""
+    import jax  # not for prepare-data, which has no use for it
 
-    jax.distributed.initialize(options.coordinator, options.processes, options.process)
+    from pangu_tiny.topology.host import keep_freed_memory
+
+    keep_freed_memory()
+    if options.distributed or options.coordinator is not None:
+        jax.distributed.initialize(options.coordinator, options.processes, options.process)

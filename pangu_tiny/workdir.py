@@ -55,6 +55,22 @@ def claim(workdir: str, stage: str, identity: dict[str, Any]) -> epath.Path:
     return folder
 
 
+def claim_together(workdir: str, stage: str, identity: dict[str, Any]) -> epath.Path:
+    """`claim` for a stage of several JAX processes on one shared folder: the first process makes
+    it, the others find it made and check it too, so that all of them go on, or none."""
+    import jax  # not for stages that have no use for it
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return claim(workdir, stage, identity)
+    try:
+        if jax.process_index() == 0:
+            return claim(workdir, stage, identity)
+    finally:
+        multihost_utils.sync_global_devices("claim")
+    return claim(workdir, stage, identity)
+
+
 @contextlib.contextmanager
 def effective_config(text: str) -> Iterator[None]:
     """Within it, `claim` leaves `text` (gin bindings that give the same run) in the folder."""
@@ -89,12 +105,18 @@ def environment() -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit that this code is a checkout of; None where it was installed, or without git."""
-    command = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
+    file = Path(__file__)
+
+    def git(*command: str) -> str:
+        return subprocess.check_output(
+            ["git", "-C", file.parent, *command], stderr=subprocess.DEVNULL, text=True
+        )
+
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
+        git("ls-files", "--error-unmatch", file.name)  # else it lies in a stranger's checkout
+        return git("rev-parse", "HEAD").strip()
+    except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip() or None
 
 
 def read_identity(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -7,16 +7,15 @@ import jax
 
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import UserError
-from pangu_tiny.model.attention import lookup
-from pangu_tiny.model.decoder import Decoder, parameter_axes
+from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.topology.hardware import Hardware
-from pangu_tiny.topology.mesh import check_divides, make_mesh, named_sharding
-from pangu_tiny.training.checkpoints import Checkpoint, open_checkpoint
+from pangu_tiny.topology.mesh import check_divides, make_mesh
+from pangu_tiny.training.checkpoints import open_checkpoint
 from pangu_tiny.training.feed import held_out_nats
 from pangu_tiny.training.loop import DTYPES
 from pangu_tiny.training.metrics import bits_per_byte
-from pangu_tiny.training.step import Objective, score_step
-from pangu_tiny.workdir import claim, write_atomically
+from pangu_tiny.training.step import Objective, param_shardings, score_step
+from pangu_tiny.workdir import claim_together, write_atomically
 
 
 def evaluate(
@@ -36,11 +35,11 @@ def evaluate(
       bits per byte (each document compressed on its own), targets, bytes, documents, step.
 
     Raises:
-      UserError: no checkpoint, another tokenizer, or nothing held out.
+      UserError: no checkpoint, a dataset of another tokenizer or sequence length, nothing held out,
+        or a mesh that does not fit.
     """
     if dtype not in DTYPES:
         raise UserError(f"evaluate.dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
-    lookup(hardware.attention)
     opened = open_checkpoint(checkpoint)
     rows = TokenDataset.open(dataset)
     held_out = rows.description["splits"]["held_out"]
@@ -51,7 +50,17 @@ def evaluate(
         )
     if not held_out["targets"]:
         raise UserError(f"dataset {dataset} holds nothing out: prepare_data.held_out_fraction is 0")
-    folder = claim(
+    if opened.about["sequence_length"] != rows.sequence_length:
+        raise UserError(
+            f"dataset {dataset} has rows of {rows.sequence_length} targets, checkpoint "
+            f"{checkpoint} was trained on rows of {opened.about['sequence_length']}"
+        )
+    mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
+    check_divides(opened.shape, mesh)
+    decoder = Decoder(
+        opened.shape, DTYPES[dtype], hardware.attention, hardware.remat, hardware.unroll
+    )
+    folder = claim_together(
         workdir,
         "evaluate",
         {
@@ -61,7 +70,11 @@ def evaluate(
             "dtype": dtype,
         },
     )
-    nats, targets = _score(opened, rows, hardware, dtype)
+    with jax.set_mesh(mesh):
+        objective = Objective(decoder, rows.begin_id, rows.end_id, hardware.loss_chunk)
+        score = score_step(objective, mesh)
+        params = opened.params(param_shardings(opened.shape, mesh))
+        nats, targets = held_out_nats(score, params, rows, mesh, hardware.per_device_batch)
     result = {
         "step": opened.about["step"],
         "documents": held_out["documents"],
@@ -81,23 +94,3 @@ def evaluate(
             f"each of the {result['documents']} documents on its own)"
         )
     return result
-
-
-def _score(
-    opened: Checkpoint, rows: TokenDataset, hardware: Hardware, dtype: str
-) -> tuple[float, int]:
-    mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
-    check_divides(opened.shape, mesh)
-    decoder = Decoder(
-        opened.shape, DTYPES[dtype], hardware.attention, hardware.remat, hardware.unroll
-    )
-    objective = Objective(decoder, rows.begin_id, rows.end_id, hardware.loss_chunk)
-    shardings = jax.tree.map(
-        lambda axes: named_sharding(mesh, axes),
-        parameter_axes(opened.shape),
-        is_leaf=lambda node: isinstance(node, tuple),
-    )
-    with jax.set_mesh(mesh):
-        score = score_step(objective, mesh)
-        params = opened.params(shardings)
-        return held_out_nats(score, params, rows, mesh, hardware.per_device_batch)

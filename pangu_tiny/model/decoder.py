@@ -19,7 +19,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pangu_tiny.errors import UserError
-from pangu_tiny.model.attention import attention, masked_attention
+from pangu_tiny.model.attention import attention, lookup, masked_attention
 from pangu_tiny.model.init import apply_scheme, matrix_init
 from pangu_tiny.model.layers import (
     AugmentedShortcut,
@@ -147,6 +147,9 @@ class Decoder(nn.Module):
       attention: back end, see `model/attention.py`.
       remat: "none" or a key of `REMAT_POLICIES`.
       unroll: blocks per step of the scan; 0 means all.
+
+    Raises:
+      UserError: no such back end or policy.
     """
 
     shape: ModelShape
@@ -154,6 +157,11 @@ class Decoder(nn.Module):
     attention: str = "reference"
     remat: str = "none"
     unroll: int = 1
+
+    def __post_init__(self):
+        lookup(self.attention)
+        _rematerialised(self.remat)
+        super().__post_init__()
 
     @nn.compact
     def __call__(

@@ -3,18 +3,16 @@
 import dataclasses
 import json
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import batches
 from pangu_tiny.errors import UserError
-from pangu_tiny.model.attention import lookup
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.model.init import check_scheme
 from pangu_tiny.model.shape import ModelShape
@@ -32,7 +30,7 @@ from pangu_tiny.training.step import (
     train_step,
 )
 from pangu_tiny.training.watch import Profile, Signals, Watch, say
-from pangu_tiny.workdir import claim, environment, write_atomically
+from pangu_tiny.workdir import claim_together, environment, write_atomically
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -113,7 +111,7 @@ def train(
         if value < 1:
             raise UserError(f"train.{name} is {value}, expected at least 1")
     check_scheme(init)
-    lookup(hardware.attention)
+    decoder = Decoder(model, DTYPES[dtype], hardware.attention, hardware.remat, hardware.unroll)
     rows = TokenDataset.open(dataset)
     check_dataset(rows, model)
     mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
@@ -138,9 +136,8 @@ def train(
         "skip_nonfinite": skip_nonfinite,
         "checkpoint": start_from.about["identity"] if start_from else None,
     }
-    folder = _claim_together(workdir, identity)
+    folder = claim_together(workdir, "train", identity)
     _note_hardware(folder, hardware, mesh.size)
-    decoder = Decoder(model, DTYPES[dtype], hardware.attention, hardware.remat, hardware.unroll)
     objective = Objective(decoder, rows.begin_id, rows.end_id, hardware.loss_chunk, z_loss)
     schedule = optimizer.schedule(steps, global_batch * rows.sequence_length)
     transformation = optimizer.transformation(schedule)
@@ -249,18 +246,6 @@ def _target(state: TrainState, shardings: TrainState) -> TrainState:
         state,
         shardings,
     )
-
-
-def _claim_together(workdir: str, identity: dict[str, Any]) -> epath.Path:
-    """Process 0 claims the workdir; the others find it claimed, and check it too."""
-    if jax.process_count() == 1:
-        return claim(workdir, "train", identity)
-    if jax.process_index() == 0:
-        folder = claim(workdir, "train", identity)
-    multihost_utils.sync_global_devices("claim")
-    if jax.process_index() != 0:
-        folder = claim(workdir, "train", identity)
-    return folder
 
 
 def _note_hardware(folder: epath.Path, hardware: Hardware, devices: int) -> None:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from pangu_tiny.data.rows import Marked, read_marks
 from pangu_tiny.model.decoder import Decoder, head_kernel, init_params, parameter_axes
+from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.topology.mesh import AXES, named_sharding
 from pangu_tiny.training.loss import Loss, cross_entropy
 
@@ -82,12 +83,18 @@ def batch_shardings(mesh: Mesh) -> Batch:
     return Batch(rows, named_sharding(mesh, (None, "batch")), requests)
 
 
+def param_shardings(shape: ModelShape, mesh: Mesh) -> dict[str, Any]:
+    """The layout of every parameter."""
+    return jax.tree.map(
+        lambda axes: named_sharding(mesh, axes),
+        parameter_axes(shape),
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+
+
 def state_shardings(decoder: Decoder, transformation: Any, mesh: Mesh) -> TrainState:
     """The layout of every leaf: optimizer moments lie as their parameters do."""
-    axes = parameter_axes(decoder.shape)
-    params = jax.tree.map(
-        lambda names: named_sharding(mesh, names), axes, is_leaf=lambda x: isinstance(x, tuple)
-    )
+    params = param_shardings(decoder.shape, mesh)
     whole = named_sharding(mesh, ())
     shapes = jax.eval_shape(
         lambda: transformation.init(init_params(decoder.shape, "constant", jax.random.key(0)))
