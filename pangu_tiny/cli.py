@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -56,16 +57,27 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+class _StageParser(_Parser):
+    """Its help tells what the stage does and all that can be bound for it."""
+
+    def format_help(self) -> str:
+        stage = find_stage(self.prog.split()[-1])
+        bindings = "\n".join(f"  --gin.{line}" for line in config.describe(stage))
+        return f"{super().format_help()}\n{inspect.getdoc(stage)}\n\nbindings:\n{bindings}\n"
+
+
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
     parser = _Parser(
         prog="pangu-tiny",
         description="The PanGu-π Pro recipe for tiny language models, stage by stage.",
-        epilog="--gin.NAME.PARAMETER=VALUE binds one value and wins over the files; "
-        "a value that is not a gin literal is taken as a string.",
+        epilog="STAGE --help lists what can be bound. --gin.NAME.PARAMETER=VALUE binds one value "
+        "and wins over the files; a value that is not a gin literal is taken as a string.",
     )
-    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    stages = parser.add_subparsers(
+        dest="stage", required=True, metavar="STAGE", parser_class=_StageParser
+    )
     for name, (_, purpose) in STAGES.items():
-        stage = stages.add_parser(name, help=purpose, description=purpose)
+        stage = stages.add_parser(name, help=purpose)
         stage.add_argument(
             "--gin_file", action="append", default=[], help="a gin file; may be given again"
         )

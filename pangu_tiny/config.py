@@ -115,6 +115,20 @@ def arguments(stage: Callable[..., Any], **given: Any) -> tuple[dict[str, Any], 
     return values, "\n".join(effective) + "\n"
 
 
+def describe(target: Callable[..., Any]) -> list[str]:
+    """A line for every parameter of a stage: its binding, type and default."""
+    lines = []
+    hints = typing.get_type_hints(target)
+    for key, parameter in inspect.signature(target).parameters.items():
+        if dataclasses.is_dataclass(hints[key]):
+            lines += describe(hints[key])
+            continue
+        required = parameter.default is parameter.empty
+        default = "must be given" if required else f"default {parameter.default!r}"
+        lines.append(f"{target.__name__}.{key}: {_name(hints[key])}, {default}")
+    return lines
+
+
 def _dataclasses_of(stage: Callable[..., Any]) -> dict[str, type]:
     hints = typing.get_type_hints(stage)
     return {hint.__name__: hint for hint in hints.values() if dataclasses.is_dataclass(hint)}
@@ -249,9 +263,12 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     """The value as `hint` wants it; an int passes for a float, and 1e6 for an int."""
     converted = _convert(value, hint)
     if converted is _NO:
-        expected = str(hint) if typing.get_origin(hint) or _is_union(hint) else hint.__name__
-        raise UserError(f"{where} = {value!r}: expected {expected}")
+        raise UserError(f"{where} = {value!r}: expected {_name(hint)}")
     return converted
+
+
+def _name(hint: Any) -> str:
+    return str(hint) if typing.get_origin(hint) or _is_union(hint) else hint.__name__
 
 
 _NO = object()

@@ -140,6 +140,15 @@ def test_every_stage_is_a_function_of_the_same_name():
         assert cli.find_stage(name).__name__ == name.replace("-", "_")
 
 
+def test_help_lists_all_that_can_be_bound(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["train", "--help"])
+    shown = capsys.readouterr().out
+    assert "  --gin.train.steps: int, must be given\n" in shown
+    assert "  --gin.Hardware.tensor: int, default 1\n" in shown
+    assert "steps: optimizer steps in all" in shown
+
+
 PURE = """
 import socket, sys
 def refuse(*_): raise AssertionError("the network was touched")

@@ -2,10 +2,12 @@
 
 import json
 import os
+import subprocess
 
 import pytest
 from etils import epath
 
+from pangu_tiny import workdir
 from pangu_tiny.errors import UserError
 from pangu_tiny.workdir import (
     claim,
@@ -92,3 +94,20 @@ def test_environment_without_git(monkeypatch):
     """A machine with nothing but Python has no git."""
     monkeypatch.setenv("PATH", "")
     assert environment()["commit"] is None
+
+
+def test_the_commit_is_that_of_this_code_not_of_a_checkout_around_it(tmp_path, monkeypatch):
+    def git(*command):
+        author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", *author, "-C", str(tmp_path), *command]
+        return subprocess.check_output(command, text=True).strip()
+
+    module = tmp_path / "site-packages" / "workdir.py"
+    module.parent.mkdir()
+    module.touch()
+    monkeypatch.setattr(workdir, "__file__", str(module))
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message=a")
+    assert environment()["commit"] is None
+    git("add", ".")
+    assert environment()["commit"] == git("rev-parse", "HEAD")

@@ -14,6 +14,7 @@ from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Cache, Decoder, empty_cache, project
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.training.checkpoints import open_checkpoint
+from pangu_tiny.workdir import claim, write_atomically
 
 _CACHE_MULTIPLE = 64  # so that prompts of about the same length share a compiled step
 
@@ -26,6 +27,7 @@ def generate(
     top_k: int = 0,
     top_p: float = 0.95,
     seed: int = 0,
+    workdir: str | None = None,
 ) -> str:
     """Continues a prompt and prints the text as it comes.
 
@@ -37,12 +39,13 @@ def generate(
       top_k: draw among the k likeliest; 0 is all.
       top_p: draw among the fewest tokens that have this probability together; 1 is all.
       seed: of the draws.
+      workdir: where `generated.txt` goes; None only prints.
 
     Returns:
       Prompt and continuation.
 
     Raises:
-      UserError: no checkpoint there, or a setting out of range.
+      UserError: no checkpoint there, a setting out of range, or a workdir of another text.
     """
     if tokens < 0:
         raise UserError(f"generate.tokens is {tokens}, expected 0 or more")
@@ -56,16 +59,18 @@ def generate(
             f"generate.prompt has {len(ids)} tokens and generate.tokens is {tokens}: the model "
             f"was trained on sequences of {longest}"
         )
+    settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    if workdir is not None:
+        source = {"checkpoint": opened.about["identity"], "step": opened.about["step"]}
+        asked = {"prompt": prompt, "tokens": tokens, **settings}
+        folder = claim(workdir, "generate", source | asked)
     decoder = Decoder(opened.shape)
     drawn = sample(
         decoder,
         opened.params(),
         ids,
         tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
+        **settings,
         end_id=tokenizer.end_id,
         vocab_size=tokenizer.vocab_size,
     )
@@ -78,6 +83,8 @@ def generate(
             print(longer[len(shown) :], end="", flush=True)
             text, shown = text + longer[len(shown) :], longer
     print()
+    if workdir is not None:
+        write_atomically(folder / "generated.txt", text)
     return text
 
 

@@ -211,6 +211,15 @@ def test_no_tokens_is_the_prompt(speaking):
     assert generate(speaking, "a", tokens=0) == "a"
 
 
+def test_a_workdir_keeps_the_text_and_refuses_another(speaking, tmp_path):
+    folder = tmp_path / "text"
+    text = generate(speaking, tokens=3, temperature=0.0, workdir=str(folder))
+    assert (folder / "generated.txt").read_text() == text
+    generate(speaking, tokens=3, temperature=0.0, workdir=str(folder))
+    with pytest.raises(UserError, match="tokens is 3 there, 2 here"):
+        generate(speaking, tokens=2, temperature=0.0, workdir=str(folder))
+
+
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match="no checkpoint there"):
         generate(str(tmp_path))
