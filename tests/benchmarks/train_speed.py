@@ -1,0 +1,186 @@
+"""This project's train step against PyTorch's on a CPU: the same 20M LLaMA shape, taking turns.
+
+python tests/benchmarks/train_speed.py [--torch_python=PYTHON] [--rounds=8] [--steps=3]
+
+Needs torch and transformers (`pip install '.[parity]'`), in this environment or in that of
+--torch_python. PyTorch runs transformers' LlamaForCausalLM with SDPA and fused AdamW, eagerly and
+under torch.compile; "memory kept" gives it the allocator setting that this project makes on a CPU
+(see `topology/host.py`), which PyTorch's users would have to know of. All are float32, with as many
+threads as there are cores, the same clipping, decay and number of tokens. The ratio that counts is
+that of the medians against the faster of PyTorch's eager and compiled; 1.1 is the aim.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+BATCH, SEQUENCE = 16, 256
+SHAPE = {"depth": 8, "width": 384, "heads": 6, "ffn_width": 1024, "vocab_size": 8192}
+CONTENDERS = (
+    "pangu_tiny",
+    "PyTorch eager",
+    "PyTorch compiled",
+    "PyTorch eager, memory kept",
+    "PyTorch compiled, memory kept",
+)
+
+
+def make_pangu_tiny(name: str) -> Callable[[], float]:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from pangu_tiny.topology.host import keep_freed_memory
+
+    keep_freed_memory()
+    import jax
+    import numpy as np
+
+    from pangu_tiny import config
+    from pangu_tiny.model.decoder import Decoder
+    from pangu_tiny.model.shape import ModelShape
+    from pangu_tiny.topology.hardware import Hardware
+    from pangu_tiny.topology.mesh import make_mesh
+    from pangu_tiny.training.feed import Feed
+    from pangu_tiny.training.optimizer import Optimizer
+    from pangu_tiny.training.step import Objective, init_state, train_step
+
+    def bound(hardware: Hardware) -> None: ...
+
+    config.read([bound], ["hardware/cpu.gin"], [])
+    hardware = config.arguments(bound)[0]["hardware"]
+    mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
+    decoder = Decoder(
+        ModelShape(**SHAPE),
+        attention=hardware.attention,
+        remat=hardware.remat,
+        unroll=hardware.unroll,
+    )
+    optimizer = Optimizer(learning_rate=3e-4)
+    transformation = optimizer.transformation(optimizer.schedule(1000, BATCH * SEQUENCE))
+    feed = Feed(mesh, BATCH, hardware.per_device_batch)
+    rows = np.random.default_rng(0).integers(3, SHAPE["vocab_size"], (BATCH, SEQUENCE + 1))
+    local = {"rows": rows.astype(np.int32), "row_ids": np.arange(BATCH)}
+    with jax.set_mesh(mesh):
+        state = [init_state(decoder, transformation, "constant", 0, mesh)]
+        step = train_step(Objective(decoder, 1, 2, hardware.loss_chunk), transformation, mesh)
+
+    def run() -> float:
+        with jax.set_mesh(mesh):
+            state[0], metrics = step(state[0], feed.place(local, np.zeros(2, bool)))
+            jax.block_until_ready(state[0])
+        return float(metrics.loss)
+
+    return run
+
+
+def make_pytorch(name: str) -> Callable[[], float]:
+    if "memory kept" in name:
+        import ctypes
+
+        libc = ctypes.CDLL(None)
+        for option, value in ((-4, 0), (-1, -1), (-8, 1)):  # see topology/host.py
+            libc.mallopt(option, value)
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=SHAPE["vocab_size"],
+            hidden_size=SHAPE["width"],
+            intermediate_size=SHAPE["ffn_width"],
+            num_hidden_layers=SHAPE["depth"],
+            num_attention_heads=SHAPE["heads"],
+            num_key_value_heads=SHAPE["heads"],
+            rms_norm_eps=1e-5,
+            max_position_embeddings=SEQUENCE,
+            tie_word_embeddings=False,
+            use_cache=False,
+            attn_implementation="sdpa",
+        )
+    ).train()
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    norms = [p for p in model.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}],
+        lr=3e-4,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    forward = torch.compile(model) if "compiled" in name else model
+    tokens = torch.randint(3, SHAPE["vocab_size"], (BATCH, SEQUENCE))
+
+    def run() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = forward(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return float(loss.detach())
+
+    return run
+
+
+def serve(name: str) -> None:
+    """A child: steps as often as a line on standard input says, and answers with seconds."""
+    run = (make_pangu_tiny if name == "pangu_tiny" else make_pytorch)(name)
+    run()
+    run()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        seconds = []
+        for _ in range(int(line)):
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+        print(json.dumps(seconds), flush=True)
+
+
+def compare(torch_python: str, rounds: int, steps: int) -> None:
+    children, seconds = {}, {}
+    for name in CONTENDERS:
+        python = sys.executable if name == "pangu_tiny" else torch_python
+        children[name] = subprocess.Popen(
+            [python, __file__, "--serve", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        if children[name].stdout.readline() != "ready\n":
+            sys.exit(f"{name} did not start; see above")
+        seconds[name] = []
+        print(f"{name}: ready", file=sys.stderr)
+    for _ in range(rounds):
+        for name, child in children.items():
+            print(steps, file=child.stdin, flush=True)
+            seconds[name] += json.loads(child.stdout.readline())
+    for child in children.values():
+        child.stdin.close()
+        child.wait()
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    for name, times in seconds.items():
+        low, _, high = statistics.quantiles(times, n=4)
+        print(
+            f"{name:30} {BATCH * SEQUENCE / medians[name]:6.0f} tokens/s, median of {len(times)} "
+            f"steps {medians[name]:.3f} s, quartiles {low:.3f} to {high:.3f}"
+        )
+    for kind in ("", ", memory kept"):
+        fastest = min(medians[f"PyTorch {mode}{kind}"] for mode in ("eager", "compiled"))
+        print(f"ratio to the faster PyTorch{kind}: {fastest / medians['pangu_tiny']:.3f}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--torch_python", default=sys.executable)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(options.serve)
+    else:
+        compare(options.torch_python, options.rounds, options.steps)
