@@ -14,11 +14,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import parameter_shapes
 from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.training.processes import barrier, everywhere, say
 from pangu_tiny.training.step import TrainState
 
 _ITEMS = ("params", "optimizer", "tokenizer", "about")
@@ -33,9 +33,18 @@ class Checkpoint(NamedTuple):
     tokenizer_bytes: bytes
 
     def params(self, shardings: Any = None) -> dict[str, Any]:
-        """The parameters as float32 arrays, laid out by `shardings` (a tree) if given."""
+        """The parameters as float32 arrays, laid out by `shardings` (a tree) if given.
+
+        Raises:
+          UserError: they cannot be read, or are not those of `shape`.
+        """
         target = _with_shardings(parameter_shapes(self.shape), shardings)
-        return _restore(self.path, params=target)["params"]
+        try:
+            return _restore(self.path, params=target)["params"]
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"checkpoint {self.path} cannot be read: {_reason(error)}") from error
 
 
 class Writer:
@@ -43,7 +52,8 @@ class Writer:
 
     Args:
       folder: where they go, a folder a step.
-      keep_every: steps divisible by it stay for good; of all others only the two newest.
+      keep_every: steps divisible by it stay for good; of all others only what is among the two
+        newest.
     """
 
     def __init__(self, folder: epath.Path, keep_every: int):
@@ -56,6 +66,12 @@ class Writer:
         )
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        # Orbax would take each for a checkpoint, and count it among those to keep.
+        finished = committed_steps(folder)
+        for step in _numbered(folder):
+            if step not in finished:
+                say(f"{folder / str(step)} is no finished checkpoint and is set aside")
+                self._set_aside(step)
         self._manager = ocp.CheckpointManager(folder, options=options, item_names=_ITEMS)
 
     def save(
@@ -69,6 +85,7 @@ class Writer:
         try:
             self._manager.save(
                 step,
+                force=True,
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(state.params, _chunk_by_layer(state.params)),
                     optimizer=ocp.args.StandardSave(_beside_params(state)),
@@ -102,35 +119,55 @@ class Writer:
         return UserError(f"a checkpoint could not be saved in {self.folder}, {last}: {error}")
 
     def restore_latest(self, target: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that can be read whole, laid out like `target`.
+        """The newest checkpoint that can be read whole, laid out like `target`, and its `about`.
 
-        A newer one that is damaged is set aside (renamed to STEP.damaged), and said so.
+        Newer ones that are damaged are set aside (renamed to STEP.damaged), and said so.
 
         Raises:
-          UserError: a readable checkpoint has another shape or dtype.
+          UserError: a readable checkpoint has another shape or dtype, or none can be read.
         """
+        damaged = []
         for step in committed_steps(self.folder):
             path = self.folder / str(step)
+            items, reason = None, ""
             try:
-                about = _restore(path, about=True)["about"]
                 items = _restore(
-                    path, params=target.params, optimizer=_beside_params(target), tokenizer=None
+                    path,
+                    about=True,
+                    params=target.params,
+                    optimizer=_beside_params(target),
+                    tokenizer=None,
                 )
             except UserError:
                 raise
             except Exception as error:
-                reason = str(error).strip().splitlines()[0][:200]
-                print(f"checkpoint {path} is damaged and set aside: {reason}")
-                if jax.process_index() == 0:
-                    path.rename(self.folder / f"{step}.damaged")
-                _barrier(f"damaged-{step}")
-                self._manager.reload()
+                reason = _reason(error)
+            if not everywhere(items is not None):
+                say(f"checkpoint {path} is damaged: {reason or 'another process cannot read it'}")
+                damaged.append(step)
                 continue
+            for unreadable in damaged:
+                self._set_aside(unreadable)
+            if damaged:
+                self._manager.reload()
+                say(f"going on from step {step}; damaged checkpoints are renamed to STEP.damaged")
             beside = items["optimizer"]
             return TrainState(
                 items["params"], beside["moments"], beside["step"], beside["skipped"]
-            ), about
+            ), items["about"]
+        if damaged:
+            raise UserError(
+                f"no checkpoint in {self.folder} can be read, of steps {damaged}; to start anew, "
+                f"remove that folder"
+            )
         return None
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            names = (f"{step}.damaged{again}" for again in ("", *range(1, 1000)))
+            free = next(name for name in names if not (self.folder / name).exists())
+            (self.folder / str(step)).rename(self.folder / free)
+        barrier(f"aside-{step}")
 
 
 def open_checkpoint(path: str) -> Checkpoint:
@@ -151,8 +188,8 @@ def open_checkpoint(path: str) -> Checkpoint:
         raise UserError(f"checkpoint {path}: no checkpoint there, expected a train workdir or step")
     try:
         items = _restore(folder, about=True, tokenizer=None)
-    except (ValueError, OSError) as error:
-        raise UserError(f"checkpoint {folder} cannot be read: {error}") from error
+    except Exception as error:
+        raise UserError(f"checkpoint {folder} cannot be read: {_reason(error)}") from error
     about = items["about"]
     shape = ModelShape(**about["model"])
     return Checkpoint(folder, shape, about, items["tokenizer"]["model"].tobytes())
@@ -160,13 +197,18 @@ def open_checkpoint(path: str) -> Checkpoint:
 
 def committed_steps(folder: epath.Path) -> Sequence[int]:
     """Steps whose checkpoint was finished, newest first."""
-    if not folder.exists():
-        return []
-    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
-    return sorted(
-        (step for step in steps if (folder / str(step) / "_CHECKPOINT_METADATA").exists()),
-        reverse=True,
-    )
+    return [step for step in _numbered(folder) if _is_finished(folder / str(step))]
+
+
+def _numbered(folder: epath.Path) -> list[int]:
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def _is_finished(path: epath.Path) -> bool:
+    """Whether Orbax committed this folder: by renaming it, or where renaming is copying (gs://)
+    by a marker file, which `is_checkpoint_finalized` looks for."""
+    return (path / "_CHECKPOINT_METADATA").exists() and ocp.utils.is_checkpoint_finalized(path)
 
 
 def describe(shape: ModelShape, **facts: Any) -> dict[str, Any]:
@@ -196,16 +238,18 @@ def _restore(path: epath.Path, **items: Any) -> dict[str, Any]:
       UserError: a leaf is missing, left over, or of another shape or dtype than its target.
     """
     arguments = {}
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        for name, target in items.items():
-            if target is True:
-                arguments[name] = ocp.args.JsonRestore()
-                continue
-            if target is not None:
-                handler = ocp.StandardCheckpointHandler()
-                _check(handler.metadata(path / name).tree, target, path / name)
-            arguments[name] = ocp.args.StandardRestore(target)
-        return dict(reader.restore(path, args=ocp.args.Composite(**arguments)).items())
+    for name, target in items.items():
+        if target is True:
+            arguments[name] = ocp.args.JsonRestore()
+            continue
+        if target is not None:
+            metadata = ocp.StandardCheckpointHandler().metadata(path / name)
+            _check(metadata.tree, target, path / name)
+        arguments[name] = ocp.args.StandardRestore(target)
+    # Not through a Checkpointer: it makes processes wait for one another, and where only one of
+    # them meets a damaged file, the others would wait in vain.
+    restored = ocp.CompositeCheckpointHandler().restore(path, ocp.args.Composite(**arguments))
+    return dict(restored.items())
 
 
 def _check(found: Any, target: Any, path: epath.Path) -> None:
@@ -247,6 +291,7 @@ def _with_shardings(shapes: Any, shardings: Any) -> Any:
     )
 
 
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+def _reason(error: Exception) -> str:
+    """The first line of a library's message, which may be pages long or empty."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -21,15 +21,15 @@ from pangu_tiny.topology.mesh import check_divides, make_mesh
 from pangu_tiny.training import checkpoints
 from pangu_tiny.training.feed import Feed, held_out_nats
 from pangu_tiny.training.optimizer import Optimizer
+from pangu_tiny.training.processes import say
 from pangu_tiny.training.step import (
     Objective,
-    TrainState,
+    abstract_state,
     init_state,
     score_step,
-    state_shardings,
     train_step,
 )
-from pangu_tiny.training.watch import Profile, Signals, Watch, say
+from pangu_tiny.training.watch import Profile, Signals, Watch
 from pangu_tiny.workdir import claim_together, environment, write_atomically
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -101,8 +101,6 @@ def train(
         raise UserError(f"train.dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
     if steps < 1:
         raise UserError(f"train.steps is {steps}, expected at least 1")
-    if profile_steps is not None and len(profile_steps) != 2:
-        raise UserError(f"train.profile_steps is {profile_steps}, expected [first, last]")
     for name, value in (
         ("log_every", log_every),
         ("evaluate_every", evaluate_every),
@@ -118,8 +116,8 @@ def train(
     check_divides(model, mesh)
     feed = Feed(mesh, global_batch, hardware.per_device_batch)
     start_from = checkpoints.open_checkpoint(checkpoint) if checkpoint else None
-    if start_from and start_from.shape != model:
-        raise UserError(f"checkpoint {checkpoint} has {start_from.shape}, this run wants {model}")
+    if start_from:
+        _check_start(start_from, model, rows)
     identity = {
         "model": dataclasses.asdict(model),
         "dataset": rows.digest,
@@ -134,21 +132,29 @@ def train(
         "dtype": dtype,
         "z_loss": z_loss,
         "skip_nonfinite": skip_nonfinite,
-        "checkpoint": start_from.about["identity"] if start_from else None,
+        "checkpoint": start_from
+        and {
+            "identity": start_from.about["identity"],
+            "step": start_from.about["step"],
+        },
     }
+    tokenizer_bytes = rows.tokenizer_bytes()
+    profile = Profile(epath.Path(workdir), profile_steps)
     folder = claim_together(workdir, "train", identity)
     _note_hardware(folder, hardware, mesh.size)
     objective = Objective(decoder, rows.begin_id, rows.end_id, hardware.loss_chunk, z_loss)
     schedule = optimizer.schedule(steps, global_batch * rows.sequence_length)
     transformation = optimizer.transformation(schedule)
-    shardings = state_shardings(decoder, transformation, mesh)
     with jax.set_mesh(mesh):
-        state = init_state(decoder, transformation, init, seed, mesh)
-        if start_from:
-            state = state._replace(params=start_from.params(shardings.params))
         writer = checkpoints.Writer(folder / "checkpoints", save_every)
-        if restored := writer.restore_latest(_target(state, shardings)):
+        target = abstract_state(decoder, transformation, mesh)
+        if restored := writer.restore_latest(target):
             state = restored[0]
+        elif start_from:
+            params = start_from.params(jax.tree.map(lambda leaf: leaf.sharding, target.params))
+            state = init_state(decoder, transformation, init, seed, mesh, params)
+        else:
+            state = init_state(decoder, transformation, init, seed, mesh)
         start = int(state.step)
         run = Watch(
             folder=folder,
@@ -187,19 +193,20 @@ def train(
         def save(count: int) -> None:
             run.losses.flush(count)
             facts = {**about, "step": count, "next_batch": count}
-            writer.save(count, state, facts, rows.tokenizer_bytes())
+            writer.save(count, state, facts, tokenizer_bytes)
 
         def evaluate(count: int) -> None:
+            began = time.monotonic()
             nats, targets = held_out_nats(
                 score_fn, state.params, rows, mesh, hardware.per_device_batch
             )
             if targets:
-                run.log_held_out(count - 1, nats, targets)
+                run.log_held_out(count - 1, nats, targets, time.monotonic() - began)
 
         count, saved_at = start, time.monotonic()
-        with Signals() as signals, Profile(folder, profile_steps) as profile, run:
+        with Signals() as signals, profile, run:
             while count < steps and not run.stopping:
-                profile.before(count)
+                profile.before(count, state)
                 began = time.monotonic()
                 local = next(loader)
                 run.waited += time.monotonic() - began
@@ -218,7 +225,7 @@ def train(
                 if saves or run.saving or run.stopping:
                     save(count)
                     saved_at, run.saving = time.monotonic(), False
-        writer.close()
+            writer.close()
     done = Trained(count, steps, str(folder / "checkpoints" / str(count)))
     if count < steps:
         say(f"stopped at step {count} of {steps}; run the same command again to go on")
@@ -240,12 +247,27 @@ def check_dataset(rows: TokenDataset, model: ModelShape) -> None:
         )
 
 
-def _target(state: TrainState, shardings: TrainState) -> TrainState:
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        state,
-        shardings,
+def _check_start(start: checkpoints.Checkpoint, model: ModelShape, rows: TokenDataset) -> None:
+    """Refuses to go on from a checkpoint of another shape or tokenizer or other rows."""
+    there, here = (
+        {f"ModelShape.{name}": value for name, value in dataclasses.asdict(shape).items()}
+        for shape in (start.shape, model)
     )
+    there["tokenizer"], here["tokenizer"] = (
+        start.about["identity"]["tokenizer"],
+        rows.tokenizer_digest,
+    )
+    there["sequence_length"], here["sequence_length"] = (
+        start.about["sequence_length"],
+        rows.sequence_length,
+    )
+    differences = [
+        f"{name} is {there[name]} there, {here[name]} here"
+        for name in here
+        if there[name] != here[name]
+    ]
+    if differences:
+        raise UserError(f"checkpoint {start.path} does not fit: {'; '.join(differences)}")
 
 
 def _note_hardware(folder: epath.Path, hardware: Hardware, devices: int) -> None:

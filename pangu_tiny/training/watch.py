@@ -22,13 +22,8 @@ from pangu_tiny.training.metrics import (
     peak_flops,
 )
 from pangu_tiny.training.optimizer import Optimizer
+from pangu_tiny.training.processes import say
 from pangu_tiny.training.step import Metrics
-
-
-def say(line: str) -> None:
-    """Prints a line, once however many processes there are."""
-    if jax.process_index() == 0:
-        print(line, flush=True)
 
 
 class Watch:
@@ -115,7 +110,9 @@ class Watch:
         self._log.log(step, **figures)
         self._last_step, self._last_time, self.waited = step + 1, now, 0.0
 
-    def log_held_out(self, step: int, nats: float, targets: int) -> None:
+    def log_held_out(self, step: int, nats: float, targets: int, seconds: float) -> None:
+        """Takes a held-out loss; the seconds that it took are not those of the steps."""
+        self._last_time += seconds
         if not self._leads:
             return
         text_bytes = self._rows.description["splits"]["held_out"]["bytes"]
@@ -128,7 +125,6 @@ class Watch:
             f"step {step + 1}: held-out {figures['held_out_bits_per_byte']:.4f} bits per byte, "
             f"{figures['held_out_nats_per_token']:.4f} nats per token"
         )
-        self._last_time = time.monotonic()
 
     def __enter__(self) -> "Watch":
         return self
@@ -176,14 +172,18 @@ class Profile:
 
     def __init__(self, folder: epath.Path, steps: list[int] | None):
         self._folder = str(folder / "profile")
+        if steps is not None and (len(steps) != 2 or not 0 <= steps[0] <= steps[1]):
+            raise UserError(f"train.profile_steps is {steps}, expected [first, last], from 0")
         self._first, self._last = steps or (math.inf, math.inf)
         self._running = False
 
-    def before(self, step: int) -> None:
+    def before(self, step: int, state: Any) -> None:
+        """To be called before each step, with the state that it starts from."""
         if not self._running and self._first <= step <= self._last:
             jax.profiler.start_trace(self._folder)
             self._running = True
         elif self._running and step > self._last:
+            jax.block_until_ready(state)  # the last step may still be under way
             self._end()
 
     def _end(self) -> None:
