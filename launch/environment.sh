@@ -1,6 +1,8 @@
-# Sourced with the extras to install: makes .venv in the repository once, installs the project when
-# setup.cfg changed since, and activates it. PYTHON and PANGU_TINY_VENV choose others.
+# Sourced with the extras to install, then other arguments for pip. Makes .venv in the repository
+# once, installs the project when setup.cfg changed since, and activates it. PYTHON and
+# PANGU_TINY_VENV choose others.
 extras=$1
+shift
 venv=${PANGU_TINY_VENV:-.venv}
 python=${PYTHON:-python3}
 "$python" - <<'CHECK' || exit 1
@@ -13,6 +15,6 @@ source "$venv/bin/activate"
 stamp=$(printf '%s\n' "$extras" "$PWD" | cat - setup.cfg pyproject.toml | sha256sum | cut -c 1-64)
 if [ "$(cat "$venv/installed-$extras" 2>/dev/null)" != "$stamp" ]; then
   echo "installing into $venv (once)"
-  python -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}"
+  python -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}" "$@"
   echo "$stamp" > "$venv/installed-$extras"
 fi
