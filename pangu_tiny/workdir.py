@@ -30,13 +30,13 @@ def claim(workdir: str, stage: str, identity: dict[str, Any]) -> epath.Path:
         work (mesh, processes, logging) stays out of it.
 
     Returns:
-      The folder. A folder claimed before by the same stage and identity is returned as it is, so
-      that an interrupted run goes on in it.
+      The folder, as an absolute path. A folder claimed before by the same stage and identity is
+      returned as it is, so that an interrupted run goes on in it.
 
     Raises:
       UserError: the folder belongs to another stage or configuration, or holds foreign files.
     """
-    folder = epath.Path(workdir)
+    folder = absolute(workdir)
     marker = folder / _IDENTITY
     wanted = json.loads(json.dumps({"stage": stage, **identity}))
     if marker.exists():
@@ -117,6 +117,11 @@ def _commit() -> str | None:
         return git("rev-parse", "HEAD").strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+    """The path from the root, which Orbax wants; a URL as it is."""
+    return epath.Path(path if "://" in os.fspath(path) else os.path.abspath(path))
 
 
 def read_identity(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:

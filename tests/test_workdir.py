@@ -57,6 +57,13 @@ def test_an_empty_folder_is_taken(tmp_path):
     assert claim(tmp_path, "train", IDENTITY) == epath.Path(tmp_path)
 
 
+def test_a_folder_is_absolute_and_a_url_stays(tmp_path, monkeypatch):
+    """Orbax refuses relative paths, after a run has gone all the way to its first checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    assert claim("runs/a", "train", IDENTITY) == epath.Path(tmp_path / "runs" / "a")
+    assert str(workdir.absolute("gs://bucket/a")) == "gs://bucket/a"
+
+
 def test_a_kill_while_claiming_does_not_lock_the_folder(tmp_path, monkeypatch):
     """All that such a kill leaves is the temporary file."""
     with monkeypatch.context() as patch:

@@ -20,6 +20,7 @@ from pangu_tiny.model.decoder import parameter_shapes
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.training.processes import barrier, everywhere, say
 from pangu_tiny.training.step import TrainState
+from pangu_tiny.workdir import absolute
 
 _ITEMS = ("params", "optimizer", "tokenizer", "about")
 
@@ -179,7 +180,7 @@ def open_checkpoint(path: str) -> Checkpoint:
     Raises:
       UserError: there is no checkpoint, or it is not one of this project's.
     """
-    folder = epath.Path(path)
+    folder = absolute(path)
     for candidate in (folder / "checkpoints", folder):
         if candidate.exists() and (steps := committed_steps(candidate)):
             folder = candidate / str(steps[0])
