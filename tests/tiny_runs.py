@@ -85,7 +85,7 @@ def command(dataset: str, workdir: Any, hardware: Hardware, **changes: Any) -> l
 def start(argv: list[str], devices: int, log: pathlib.Path) -> subprocess.Popen:
     """Starts a process with so many virtual devices, its output in `log`; compiled programs are
     shared with this process."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
     cache = jax.config.jax_compilation_cache_dir
     environment = {
         **os.environ,
@@ -104,7 +104,7 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     plain = jax.tree.map(
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).tree
     )
-    tree = handler.restore(path, ocp.args.PyTreeRestore(restore_args=plain))
+    tree = handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=plain))
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(keys): leaf for keys, leaf in leaves}
 

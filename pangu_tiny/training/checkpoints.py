@@ -7,6 +7,7 @@ next batch, package versions). A folder counts as a checkpoint if all of it can 
 
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -115,9 +116,13 @@ class Writer:
         self._manager.close()
 
     def _failed(self, error: Exception) -> UserError:
+        # One failed write ends all others, and each would end in a stack trace at exit.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         good = committed_steps(self.folder)
         last = f"the last good one is step {good[0]}" if good else "there is no good one yet"
-        return UserError(f"a checkpoint could not be saved in {self.folder}, {last}: {error}")
+        return UserError(
+            f"a checkpoint could not be saved in {self.folder}, {last}: {_reason(error)}"
+        )
 
     def restore_latest(self, target: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that can be read whole, laid out like `target`, and its `about`.

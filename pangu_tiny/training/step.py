@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -135,9 +136,9 @@ def init_state(
     """A fresh state, in its layout: with `params`, or with random parameters that are drawn on
     the devices, the same numbers on every mesh."""
 
-    def create(params: dict[str, Any] | None) -> TrainState:
+    def create(key: np.ndarray, params: dict[str, Any] | None) -> TrainState:
         if params is None:
-            params = init_params(decoder.shape, scheme, jax.random.key(seed))
+            params = init_params(decoder.shape, scheme, jax.random.wrap_key_data(key))
         zero = jnp.zeros((), jnp.int32)
         return TrainState(params, transformation.init(params), zero, zero)
 
@@ -147,7 +148,7 @@ def init_state(
     shardings = state_shardings(decoder, transformation, mesh)
     with jax.set_mesh(mesh):
         create = jax.jit(create, out_shardings=shardings, compiler_options=options)
-        return create(params)
+        return create(np.asarray(jax.random.key_data(jax.random.key(seed))), params)
 
 
 def train_step(

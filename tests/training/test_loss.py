@@ -131,8 +131,7 @@ def largest_buffer(chunk):
     batch = Batch(rows, ids, jax.ShapeDtypeStruct((mesh.size, 2), bool))
     with jax.set_mesh(mesh):
         state = abstract_state(decoder, transformation, mesh)
-        quickly = {"xla_backend_optimization_level": 0}  # of machine code, not of the program
-        text = step.lower(state, batch).compile(quickly).as_text()
+        text = step.lower(state, batch).compile().as_text()
     sizes = re.findall(r"\b(?:pred|[subf]f?\d+)\[([\d,]+)\]", text)
     return max(math.prod(map(int, size.split(","))) for size in sizes)
 

@@ -1,0 +1,200 @@
+"""One step: the gradient is that of the mean over all targets, however the work is cut."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_runs import SHAPE
+
+from pangu_tiny.data.rows import read_marks
+from pangu_tiny.model.decoder import Decoder, head_kernel
+from pangu_tiny.topology.mesh import make_mesh
+from pangu_tiny.training.feed import Feed
+from pangu_tiny.training.optimizer import Optimizer
+from pangu_tiny.training.step import (
+    Objective,
+    abstract_state,
+    init_state,
+    score_step,
+    train_step,
+)
+
+BEGIN, END, LENGTH, B = 1, 2, 16, 8
+ONE, EIGHT = (1, 1, 1), (1, 4, 2)
+OPTIMIZER = Optimizer(clip=1e9)  # so that the first moment is a tenth of the gradient
+TRANSFORMATION = OPTIMIZER.transformation(lambda _: 1e-3)
+
+
+@functools.cache
+def rows():
+    """Row k has 2·k text tokens, an end mark, and padding: from 1 target to 15."""
+    ids = np.random.default_rng(0).integers(3, SHAPE.vocab_size, (B, LENGTH + 1))
+    for k, row in enumerate(ids):
+        row[0], row[1 + 2 * k :] = BEGIN, END
+    return ids.astype(np.int32)
+
+
+TARGETS = 1 + 2 * np.arange(B)
+
+
+@functools.cache
+def mesh_of(sizes):
+    return make_mesh(*sizes, devices=jax.devices()[: int(np.prod(sizes))])
+
+
+@functools.cache
+def build(sizes, dtype=jnp.float32, skip_nonfinite=False):
+    mesh = mesh_of(sizes)
+    objective = Objective(Decoder(SHAPE, dtype), BEGIN, END, loss_chunk=8)
+    return train_step(objective, TRANSFORMATION, mesh, skip_nonfinite), mesh
+
+
+@functools.cache
+def first_params():
+    state = init_state(Decoder(SHAPE), TRANSFORMATION, "constant", 0, mesh_of(ONE))
+    return jax.device_get(state.params)
+
+
+def batch_of(mesh, per_device_batch):
+    local = {"rows": rows(), "row_ids": 100 + np.arange(B)}
+    return Feed(mesh, B, per_device_batch).place(local, np.zeros(2, bool))
+
+
+def take_step(sizes, per_device_batch, params=None, **settings):
+    """One step from the same parameters: the state before and after, and the metrics."""
+    step, mesh = build(sizes, **settings)
+    batch = batch_of(mesh, per_device_batch)
+    params = first_params() if params is None else params
+    with jax.set_mesh(mesh):
+        before = init_state(Decoder(SHAPE), TRANSFORMATION, "constant", 0, mesh, params)
+        kept = jax.tree.map(np.array, before)  # a view would keep it from being consumed
+        after, metrics = jax.block_until_ready(step(before, batch))
+    return kept, before, after, jax.device_get(metrics)
+
+
+@functools.cache
+def expected():
+    """Loss, nats of each row and gradient from all logits of all rows at once."""
+
+    def loss(params):
+        marked = read_marks(jnp.asarray(rows()), BEGIN, END)
+        hidden, _ = Decoder(SHAPE).apply(
+            {"params": params}, marked.inputs, marked.segments, marked.positions
+        )
+        logits = hidden @ head_kernel(params)[:, : SHAPE.vocab_size]
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, marked.targets)
+        nll = jnp.where(marked.weights > 0, nll, 0.0)
+        return jnp.sum(nll) / TARGETS.sum(), jnp.sum(nll, axis=-1)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(first_params())
+
+
+@pytest.mark.parametrize(("sizes", "per_device_batch"), [(ONE, 8), (EIGHT, 1)], ids=str)
+def test_gradient_is_of_the_mean_over_all_targets(sizes, per_device_batch):
+    """Taken at once on one device, and in 2 parts over 8 devices. Rows have 1 to 15 targets: a
+    mean of the means of devices or parts is another number by far."""
+    _, _, after, metrics = take_step(sizes, per_device_batch)
+    (loss, row_nats), gradient = expected()
+    assert float(metrics.loss) == pytest.approx(float(loss), rel=1e-5)
+    np.testing.assert_array_equal(metrics.row_ids, 100 + np.arange(B))
+    np.testing.assert_array_equal(metrics.row_targets, TARGETS)
+    np.testing.assert_allclose(metrics.row_nats, row_nats, rtol=1e-5)
+    norm = optax.tree.norm(gradient)
+    assert float(metrics.gradient_norm) == pytest.approx(float(norm), rel=1e-5)
+    found = jax.tree.map(lambda m: np.asarray(m) / (1 - OPTIMIZER.b1), after.optimizer[1].mu)
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest),
+        found,
+        gradient,
+    )
+    assert metrics.finite and int(after.step) == 1 and int(after.skipped) == 0
+
+
+def test_scoring_gives_the_rows_nats():
+    mesh = mesh_of(EIGHT)
+    batch = batch_of(mesh, 2)
+    score = score_step(Objective(Decoder(SHAPE), BEGIN, END, loss_chunk=8), mesh)
+    with jax.set_mesh(mesh):
+        nats, targets = jax.block_until_ready(score(first_params(), batch.rows_abt[0]))
+    np.testing.assert_allclose(nats, expected()[0][1], rtol=1e-5)
+    np.testing.assert_array_equal(targets, TARGETS)
+
+
+def test_the_state_is_consumed():
+    """Otherwise two states are in memory at once."""
+    _, before, _, _ = take_step(ONE, 8)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+
+
+def broken_params():
+    """An infinite norm scale makes the loss not a number."""
+    params = jax.tree.map(np.array, first_params())
+    params["final_norm"]["scale"][0] = np.inf
+    return params
+
+
+def test_a_skipped_step_changes_nothing_but_its_count():
+    kept, _, after, metrics = take_step(ONE, 8, broken_params(), skip_nonfinite=True)
+    assert not metrics.finite and metrics.skipped == 1
+    jax.tree.map(np.testing.assert_array_equal, after.params, kept.params)
+    jax.tree.map(np.testing.assert_array_equal, after.optimizer, kept.optimizer)
+    assert (int(after.step), int(after.skipped)) == (1, 1)
+
+
+def test_skipping_leaves_finite_steps_alone():
+    _, _, plain, _ = take_step(ONE, 8)
+    _, _, after, metrics = take_step(ONE, 8, skip_nonfinite=True)
+    assert metrics.finite and metrics.skipped == 0 and int(after.skipped) == 0
+    jax.tree.map(np.testing.assert_array_equal, after.params, plain.params)
+
+
+def test_without_skipping_the_step_says_that_it_is_not_finite():
+    assert not take_step(ONE, 8, broken_params())[-1].finite
+
+
+def test_bfloat16_is_for_computing_only():
+    """What is kept and what is summed over steps stays float32; what is multiplied in the forward
+    pass is bfloat16 (of the backward pass, `tests/model/test_decoder.py`)."""
+    step, mesh = build(ONE, dtype=jnp.bfloat16)
+    with jax.set_mesh(mesh):
+        state = abstract_state(Decoder(SHAPE), TRANSFORMATION, mesh)
+        after, metrics = jax.eval_shape(step, state, batch_of(mesh, 8))
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(after)} == {"float32", "int32"}
+    assert metrics.loss.dtype == metrics.gradient_norm.dtype == jnp.float32
+
+
+def test_random_parameters_are_the_same_on_every_mesh():
+    """And depend on the seed."""
+    decoder, mesh = Decoder(SHAPE), mesh_of(EIGHT)
+    many = init_state(decoder, TRANSFORMATION, "constant", 0, mesh).params
+    jax.tree.map(np.testing.assert_array_equal, many, first_params())
+    other = init_state(decoder, TRANSFORMATION, "constant", 1, mesh).params
+    assert not np.array_equal(other["embedding"]["table"], first_params()["embedding"]["table"])
+
+
+def test_parameters_moments_and_gradients_are_cut_over_all_devices():
+    """Also while they are summed over the parts of a batch, where the compiler lays them out: no
+    loop may carry a feed-forward matrix that is whole, or cut along one mesh axis only."""
+    mesh = mesh_of(EIGHT)
+    state = abstract_state(Decoder(SHAPE), TRANSFORMATION, mesh)
+    gate = (SHAPE.depth, SHAPE.width // 4, SHAPE.ffn_width // 2)
+    for tree in (state.params, state.optimizer[1].mu, state.optimizer[1].nu):
+        leaf = tree["blocks"]["ffn"]["gate"]
+        assert leaf.sharding.shard_shape(leaf.shape) == gate
+    step, _ = build(EIGHT)
+    with jax.set_mesh(mesh):
+        text = step.lower(state, batch_of(mesh, 1)).compile().as_text()
+    carried = [line.split(" while(")[0] for line in text.splitlines() if " while(" in line]
+    shapes = re.findall(r"f32\[(\d+,\d+,\d+)\]", " ".join(carried))
+    cut, whole_width, whole_ffn, whole = (
+        f"{SHAPE.depth},{width},{ffn}"
+        for width in (SHAPE.width // 4, SHAPE.width)
+        for ffn in (SHAPE.ffn_width // 2, SHAPE.ffn_width)
+    )
+    assert cut in shapes
+    assert not {whole_width, whole_ffn, whole} & set(shapes)
