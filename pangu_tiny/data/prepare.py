@@ -78,7 +78,8 @@ def prepare_data(
       processes: worker processes; all cores by default.
       bad_utf8: "skip" (and count) documents that are not UTF-8, or "fail".
       text_key: the JSON key, Parquet column or TFDS feature that holds the text.
-      shard_bytes: text in one shard and unit of work; by default 1/256 of all, from 4 to 256 MiB.
+      shard_bytes: text in one shard and unit of work; by default 1/256 of all, from 4 to 256
+        MiB, but no less than 1/1024 of all.
       tokenizer_sample_bytes: text that the tokenizer is trained on, at most.
 
     Returns:
@@ -90,7 +91,7 @@ def prepare_data(
     _check_arguments(sequence_length, tokenizer, vocab_size, held_out_fraction, processes, bad_utf8)
     sources = find_sources(text)
     total = sum(source.size for source in sources)
-    shard_bytes = shard_bytes or min(max(total // 256, 2**22), 2**28)
+    shard_bytes = shard_bytes or max(min(max(total // 256, 2**22), 2**28), total // 1024)
     given = _open_tokenizer(tokenizer) if tokenizer else None
     identity: dict[str, Any] = {
         "packing": rows.PACKING,

@@ -1,5 +1,6 @@
 """One unit of text becomes shards of rows: the work that a process of prepare-data does."""
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -121,7 +122,8 @@ class _Shard:
             **self._counts,
         }
         if self._writer:
-            self._writer.close()
+            with self._naming_failures():
+                self._writer.close()
             entry |= {
                 "file": self._name,
                 "size": os.path.getsize(self._temporary),
@@ -136,12 +138,23 @@ class _Shard:
         return entry
 
     def _write(self, packed: list[np.ndarray]) -> None:
-        for row_t in packed:
-            if self._writer is None:
-                self._writer = array_record_module.ArrayRecordWriter(self._temporary, _WRITER)
-            row_t = row_t.astype(self._dtype)
-            self._digest.update(row_t.tobytes())
-            self._writer.write(records.encode_row(row_t))
+        with self._naming_failures():
+            for row_t in packed:
+                if self._writer is None:
+                    self._writer = array_record_module.ArrayRecordWriter(self._temporary, _WRITER)
+                row_t = row_t.astype(self._dtype)
+                self._digest.update(row_t.tobytes())
+                self._writer.write(records.encode_row(row_t))
+
+    @contextlib.contextmanager
+    def _naming_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # ArrayRecord's, for a full disk say
+            reason = str(error).partition(";")[0]
+            raise UserError(
+                f"{self._name} cannot be written in {self._folder}: {reason}"
+            ) from error
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:

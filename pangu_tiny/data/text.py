@@ -198,12 +198,14 @@ def _find_files(item: str) -> list[tuple[str, int]]:
         return [(item, max(size, len(source)))]
     path = epath.Path(item)
     if _is_glob(item) and not path.exists():
+        if "**" in item:
+            raise UserError(f"text {item}: ** is not known; a folder is searched to its bottom")
         names = item.split("/")
         first = next(i for i, name in enumerate(names) if _is_glob(name))
         base = epath.Path("/".join(names[:first]) or ("/" if item.startswith("/") else "."))
         found = base.glob("/".join(names[first:])) if base.exists() else ()
     elif path.is_dir():
-        found = path.rglob("*")
+        found = [folder / name for folder, _, names in path.walk() for name in names]
     elif path.is_file():
         if not item.endswith(SUFFIXES):
             raise UserError(f"text {item} is of no known kind; expected {', '.join(SUFFIXES)}")

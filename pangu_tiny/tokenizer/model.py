@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -116,15 +117,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     if not texts:
         raise UserError("no text to train a tokenizer on; expected at least one document")
     model = io.BytesIO()
+    sentences = _split_at_rare_characters(texts, (vocab_size - _BYTES_AND_MARKS) // 2)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
+            sentence_iterator=iter(sentences),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
             byte_fallback=True,
-            character_coverage=_alphabet_coverage(texts, (vocab_size - _BYTES_AND_MARKS) // 2),
-            required_chars="\n\t",
+            character_coverage=1.0,
+            # Without a piece for the space, its bytes would be those of SentencePiece's stand-in.
+            required_chars="\n\t\u2581",
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
@@ -145,14 +148,22 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(model.getvalue(), name="just trained")
 
 
-def _alphabet_coverage(texts: Sequence[str], largest_alphabet: int) -> float:
-    """The share of characters to cover, so that the alphabet leaves room for merged pieces.
+def _split_at_rare_characters(texts: Sequence[str], largest_alphabet: int) -> list[str]:
+    """The texts without the characters that no piece is to hold, which are written in bytes.
 
-    SentencePiece takes whole characters into the vocabulary until the coverage is reached and
-    fails where they do not fit (Chinese with 1,024 pieces); the rest is written in bytes.
+    SentencePiece takes whole characters into the vocabulary until a coverage is reached, fails
+    where they do not fit (Chinese with 1,024 pieces), and allows no coverage below 0.98. So the
+    alphabet is chosen here: it reaches the coverage, or leaves half of the room to merged pieces.
     """
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
-    kept = sum(count for _, count in counts.most_common(largest_alphabet))
-    return min(_COVERAGE, kept / counts.total())
+    ranked = sorted(counts, key=lambda character: (-counts[character], character))
+    covered, size = 0, 0
+    while size < min(len(ranked), largest_alphabet) and covered < _COVERAGE * counts.total():
+        covered += counts[ranked[size]]
+        size += 1
+    if not (rare := "".join(ranked[size:]).replace(" ", "")):
+        return list(texts)
+    pattern = re.compile(f"[{re.escape(rare)}]+")
+    return [part for text in texts for part in pattern.split(text) if part]

@@ -1,0 +1,312 @@
+"""Documents out of every kind of file, each once, and what is wrong with a file by line."""
+
+import gzip
+import hashlib
+import json
+
+import hypothesis
+import hypothesis.strategies as st
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from pangu_tiny.data.formats import split_file
+from pangu_tiny.data.text import (
+    Skipped,
+    Unit,
+    find_sources,
+    held_out,
+    read_documents,
+    split_units,
+)
+from pangu_tiny.errors import UserError
+
+TEXTS = ["one", "two\nlines", "größer 世界 🙂", "a" * 5000, '"quoted" \\ \t', "last"]
+
+
+def read(text, unit_bytes=2**20, **settings):
+    """All documents and what was skipped."""
+    skipped = Skipped()
+    units = split_units(find_sources(text), unit_bytes)
+    return [d for unit in units for d in read_documents(unit, skipped, **settings)], skipped
+
+
+def jsonl(texts, **more):
+    return "".join(json.dumps({"text": text, **more}) + "\n" for text in texts).encode()
+
+
+def write_txt(folder):
+    for index, text in enumerate(TEXTS):
+        (folder / f"{index}.txt").write_bytes(text.encode())
+    return folder
+
+
+def write_jsonl(folder):
+    (folder / "a.jsonl").write_bytes(jsonl(TEXTS, id=1))
+    return folder / "a.jsonl"
+
+
+def write_unusual_jsonl(folder):
+    """A byte-order mark, Windows line ends, blank lines, no last line end."""
+    lines = jsonl(TEXTS).replace(b"\n", b"\r\n\r\n \n")
+    (folder / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.rstrip())
+    return folder / "a.jsonl"
+
+
+def write_gz(folder):
+    """Two members, as `cat a.gz b.gz` leaves them."""
+    content = gzip.compress(jsonl(TEXTS[:2])) + gzip.compress(jsonl(TEXTS[2:]))
+    (folder / "a.jsonl.gz").write_bytes(content)
+    return folder / "a.jsonl.gz"
+
+
+def write_zst(folder):
+    """Two frames, cut inside of a line."""
+    content = jsonl(TEXTS)
+    frames = [zstandard.compress(part) for part in (content[:20], content[20:])]
+    (folder / "a.jsonl.zst").write_bytes(b"".join(frames))
+    return folder / "a.jsonl.zst"
+
+
+def write_parquet(folder, kind=None):
+    table = pyarrow.table({"id": range(len(TEXTS)), "text": pyarrow.array(TEXTS, kind)})
+    pyarrow.parquet.write_table(table, folder / "a.parquet", row_group_size=2)
+    return folder / "a.parquet"
+
+
+def write_binary_parquet(folder):
+    return write_parquet(folder, pyarrow.large_string())
+
+
+def write_folder(folder):
+    """Files in a folder of a folder come in the order of their paths; others are left alone."""
+    (folder / "b").mkdir()
+    (folder / "a.jsonl").write_bytes(jsonl(TEXTS[:2]))
+    (folder / "b" / "a.jsonl.gz").write_bytes(gzip.compress(jsonl(TEXTS[2:4])))
+    (folder / "c.jsonl").write_bytes(jsonl(TEXTS[4:]))
+    (folder / "README.md").write_text("not a document")
+    (folder / ".hidden.txt").write_text("not a document")
+    return folder
+
+
+def write_glob(folder):
+    for name in ("x1", "x2", "y1"):
+        (folder / name).mkdir()
+    (folder / "x1" / "a.jsonl").write_bytes(jsonl(TEXTS[:2]))
+    (folder / "x1" / "a.txt").write_text("not asked for")
+    (folder / "x2" / "a.jsonl.gz").write_bytes(gzip.compress(jsonl(TEXTS[2:])))
+    (folder / "y1" / "a.jsonl").write_bytes(jsonl(["not asked for"]))
+    return f"{folder}/x?/*.jsonl*"
+
+
+def write_tfds(folder):
+    import tensorflow_datasets as tfds
+    from array_record.python import array_record_module
+
+    features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+    name = "set-train.array_record-00000-of-00001"
+    writer = array_record_module.ArrayRecordWriter(str(folder / name), "group_size:1")
+    for text in TEXTS:
+        writer.write(features.serialize_example({"text": text}))
+    writer.close()
+    split = tfds.core.SplitInfo(
+        name="train",
+        shard_lengths=[len(TEXTS)],
+        num_bytes=sum(map(len, TEXTS)),
+        filename_template=tfds.core.ShardedFileTemplate(
+            data_dir=str(folder), dataset_name="set", split="train", filetype_suffix="array_record"
+        ),
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder, features=features, split_infos=[split], check_data=False
+    )
+    return f"tfds:{folder}"
+
+
+WRITERS = [
+    write_txt, write_jsonl, write_unusual_jsonl, write_gz, write_zst, write_parquet,
+    write_binary_parquet, write_folder, write_glob, write_tfds,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("unit_bytes", [1, 50, 2**20])
+@pytest.mark.parametrize("write", WRITERS)
+def test_every_format_gives_the_same_documents(tmp_path, write, unit_bytes):
+    documents, skipped = read(str(write(tmp_path)), unit_bytes)
+    assert documents == TEXTS
+    assert skipped == Skipped()
+
+
+@hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
+@hypothesis.given(
+    texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), max_size=20),
+    unit_bytes=st.integers(1, 200),
+)
+def test_a_file_cut_anywhere_gives_every_line_once(tmp_path_factory, texts, unit_bytes):
+    texts = [text for text in texts if not text.isspace()]
+    file = tmp_path_factory.mktemp("cut") / "a.jsonl"
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    file.write_text("\n".join(lines), encoding="utf-8", newline="")
+    parts = split_file(str(file), file.stat().st_size, unit_bytes)
+    assert len(parts) == max(1, -(-file.stat().st_size // unit_bytes))
+    found = [d for part in parts for d in read_documents(Unit("a", (part,)), Skipped())]
+    assert found == texts
+
+
+def test_units_hold_neighbours_of_one_source_only(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for index in range(5):
+            (tmp_path / name / f"{index}.txt").write_text(f"{name}{index}" * 10)
+    sources = find_sources([str(tmp_path / "a"), str(tmp_path / "b")])
+    units = split_units(sources, 45)
+    assert [(unit.source, len(unit.parts)) for unit in units] == [
+        ("a", 2), ("a", 2), ("a", 1), ("b", 2), ("b", 2), ("b", 1),
+    ]  # fmt: skip
+    assert all(unit.size <= 45 for unit in units)
+
+
+def test_sources_are_named_after_their_files_or_as_asked(tmp_path):
+    write_folder(tmp_path)
+    a, c = str(tmp_path / "a.jsonl"), str(tmp_path / "c.jsonl")
+    assert [s.name for s in find_sources([a, f"{tmp_path}/b/*.gz", str(tmp_path / "b")][:2])] == [
+        "a",
+        "b",
+    ]
+    (source,) = find_sources({"mine": [c, a]})
+    assert source.name == "mine"
+    assert [path for path, _ in source.files] == [c, a], "files keep the order that was asked for"
+    with pytest.raises(UserError, match="two sources named 'a'"):
+        find_sources([a, a])
+
+
+def test_the_fingerprint_is_of_content(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.txt").write_text("same" if name != "c" else "some")
+    a, b, c = (find_sources(str(tmp_path / name))[0].fingerprint() for name in "abc")
+    assert a == b != c
+
+
+def test_the_held_out_rule():
+    """By the first eight bytes of the hash of the text, and nothing else: a rule that other
+    datasets were made by cannot change."""
+    share = int.from_bytes(hashlib.sha256("größer".encode()).digest()[:8], "big") / 2**64
+    assert not held_out("größer", share - 1e-9) and held_out("größer", share + 1e-9)
+    texts = [f"document {n}" for n in range(2000)]
+    assert not any(held_out(text, 0.0) for text in texts)
+    # Binomial: 200 ± 5 standard deviations of 13.4.
+    assert 133 < sum(held_out(text, 0.1) for text in texts) < 267
+    assert {t for t in texts if held_out(t, 0.1)} < {t for t in texts if held_out(t, 0.3)}
+
+
+def test_empty_documents_are_counted_and_named(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(jsonl(["", "one", " \n\t", *[""] * 7]))
+    documents, skipped = read(str(file))
+    assert documents == ["one"]
+    assert skipped.empty == 9
+    assert [str(place) for place in skipped.empty_places] == [
+        f"{file}:{line}" for line in (1, 3, 4, 5, 6)
+    ]
+
+
+def test_lines_are_counted_from_the_start_of_the_file_in_every_part(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(jsonl(["x" * 30, "", "y" * 30, "", "z"]))
+    for unit_bytes in (10, 33, 50, 1000):
+        places = read(str(file), unit_bytes)[1].empty_places
+        assert [str(place) for place in places] == [f"{file}:2", f"{file}:4"]
+
+
+def write_bad_jsonl(folder):
+    (folder / "a.jsonl").write_bytes(jsonl(["one"]) + b'{"text": "\xff"}\n' + jsonl(["two"]))
+    return folder / "a.jsonl", 2
+
+
+def write_surrogate_jsonl(folder):
+    (folder / "a.jsonl").write_bytes(jsonl(["one"]) + b'{"text": "\\ud800"}\n' + jsonl(["two"]))
+    return folder / "a.jsonl", 2
+
+
+def write_bad_txt(folder):
+    (folder / "a.txt").write_text("one")
+    (folder / "b.txt").write_bytes(b"x\ny\n\xff")
+    (folder / "c.txt").write_text("two")
+    return folder / "b.txt", 3
+
+
+def write_bad_parquet(folder):
+    column = pyarrow.array([b"one", b"\xff", b"two"], pyarrow.binary())
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), folder / "a.parquet")
+    return folder / "a.parquet", 2
+
+
+@pytest.mark.parametrize(
+    "write", [write_bad_jsonl, write_surrogate_jsonl, write_bad_txt, write_bad_parquet]
+)
+def test_bytes_that_are_not_utf8_are_named_and_skipped_or_fatal(tmp_path, write):
+    file, line = write(tmp_path)
+    documents, skipped = read(str(tmp_path))
+    assert documents == ["one", "two"]
+    assert (skipped.bad_utf8, str(skipped.bad_utf8_places[0])) == (1, f"{file}:{line}")
+    with pytest.raises(UserError, match=f"{file}:{line} is not UTF-8"):
+        read(str(tmp_path), bad_utf8="fail")
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b'{"text": "a"}\n{oops\n', r"a\.jsonl:2 is not JSON"),
+        (b'{"text": "a"}\n\n["a"]\n', r"a\.jsonl:3 has a list; expected a string under 'text'"),
+        (b'{"body": "a"}\n', r"a\.jsonl:1 has keys \['body'\]; expected a string under 'text'"),
+        (b'{"text": 3}\n', r"a\.jsonl:1 has 3 there; expected a string under 'text'"),
+        (b"[" * 100_000, r"a\.jsonl:1 is not JSON"),
+    ],
+)
+def test_lines_that_hold_no_document_are_named(tmp_path, content, named):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=named):
+        read(str(tmp_path))
+
+
+def test_another_key(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"body": "a", "text": "b"}\n')
+    assert read(str(tmp_path), text_key="body")[0] == ["a"]
+
+
+@pytest.mark.parametrize("write", [write_gz, write_zst, write_parquet])
+def test_truncated_files_are_not_taken_for_whole_ones(tmp_path, write):
+    file = write(tmp_path)
+    file.write_bytes(file.read_bytes()[:-12])
+    with pytest.raises(UserError, match=str(file)):
+        read(str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("none.jsonl", "none.jsonl does not exist"),
+        ("*.parquet", r"\*.parquet holds no documents"),
+        ("a/**/*.jsonl", r"a/\*\*/\*\.jsonl: \*\* is not known"),
+        ("empty", "empty holds no documents"),
+        ("a.csv", "a.csv is of no known kind; expected .txt, .jsonl"),
+        ([], "text names nothing"),
+        ("tfds:none_such", "tfds:none_such cannot be opened as a TFDS set"),
+    ],
+)
+def test_text_that_is_not_there_is_refused(tmp_path, monkeypatch, text, named):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.csv").write_text("a,b")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=named):
+        find_sources(text)
+
+
+def test_a_parquet_file_without_the_column_says_what_it_has(tmp_path):
+    write_parquet(tmp_path)
+    with pytest.raises(UserError, match=r"columns \['id', 'text'\]; expected strings in 'body'"):
+        read(str(tmp_path), text_key="body")
+    with pytest.raises(UserError, match="expected strings in 'id'"):
+        read(str(tmp_path), text_key="id")
