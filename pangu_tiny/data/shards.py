@@ -74,10 +74,9 @@ class _Shard:
         self._name = job.shard(split)
         self._folder = job.workdir
         self._split = split
-        self._marks = tokenizer.begin_id, tokenizer.end_id
         self._unknown_id = tokenizer.unknown_id
         self._dtype = records.row_dtype(tokenizer.vocab_size)
-        self._packer = rows.Packer(job.sequence_length, *self._marks)
+        self._packer = rows.Packer(job.sequence_length, tokenizer.begin_id, tokenizer.end_id)
         self._waiting: list[np.ndarray] = []
         self._digest = hashlib.sha256()
         self._counts = {"bytes": 0, "unknown": 0}
@@ -90,11 +89,6 @@ class _Shard:
         self._writer: Any = None
 
     def add(self, text: str, ids: np.ndarray) -> None:
-        if np.isin(ids, self._marks).any():
-            raise UserError(
-                f"the tokenizer writes its begin or end mark for text: {text[:60]!r};"
-                " expected marks to be control pieces, which no text becomes"
-            )
         utf8 = text.encode()
         self._counts["bytes"] += len(utf8)
         self._counts["unknown"] += int((ids == self._unknown_id).sum())

@@ -283,17 +283,17 @@ def test_text_without_a_document_to_train_on_is_refused(
     assert not (tmp_path / "w" / "dataset.json").exists()
 
 
-def test_a_tokenizer_that_writes_its_own_marks_is_refused(prepare, texts, tmp_path, write_jsonl):
-    """As a piece for text, the end mark would close a document in its middle."""
+def test_a_tokenizer_with_one_mark_for_both_ends_is_refused(prepare, corpora, texts, tmp_path):
+    """As conversions from other formats leave it, by an edit of the model's settings."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts), model_writer=model, model_type="bpe", vocab_size=60,
-        user_defined_symbols="</s>", minloglevel=2,
+        bos_piece="<m1>", eos_piece="<m2>", minloglevel=2,
     )  # fmt: skip
-    (tmp_path / "t.model").write_bytes(model.getvalue())
-    file = write_jsonl(tmp_path / "a.jsonl", ["a</s>b"])
-    with pytest.raises(UserError, match="writes its begin or end mark for text: 'a</s>b'"):
-        prepare(file, tmp_path / "w", tokenizer=str(tmp_path / "t.model"))
+    head, _, tail = model.getvalue().rpartition(b"<m1>")
+    (tmp_path / "t.model").write_bytes(head + b"<m2>" + tail)
+    with pytest.raises(UserError, match="one mark for begin and end"):
+        prepare(corpora, tmp_path / "w", tokenizer=str(tmp_path / "t.model"))
 
 
 def test_a_shard_is_no_less_than_a_thousandth(monkeypatch, tmp_path, prepare, write_jsonl):
