@@ -8,7 +8,8 @@ next batch, package versions). A folder counts as a checkpoint if all of it can 
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -59,6 +60,7 @@ class Writer:
     """
 
     def __init__(self, folder: epath.Path, keep_every: int):
+        _hush()
         policy = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,
@@ -116,8 +118,6 @@ class Writer:
         self._manager.close()
 
     def _failed(self, error: Exception) -> UserError:
-        # One failed write ends all others, and each would end in a stack trace at exit.
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         good = committed_steps(self.folder)
         last = f"the last good one is step {good[0]}" if good else "there is no good one yet"
         return UserError(
@@ -297,7 +297,28 @@ def _with_shardings(shapes: Any, shardings: Any) -> Any:
     )
 
 
+def _hush() -> None:
+    """Silences what Orbax's and TensorStore's threads print of a write that fails, a stack trace
+    for every chunk that was under way: `save` or `wait` raises it."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+    if not isinstance(before, _WithoutLoops):
+        sys.unraisablehook = _WithoutLoops(before)
+
+
+class _WithoutLoops(NamedTuple):
+    """A `sys.unraisablehook` that lets pass all but what a write says to a loop that has gone."""
+
+    before: Callable[[Any], None]
+
+    def __call__(self, unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self.before(unraisable)
+
+
 def _reason(error: Exception) -> str:
-    """The first line of a library's message, which may be pages long or empty."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    """The first line of a library's message, which may be pages long or empty; where it names the
+    file at its start, it names the cause at its end."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) < 300 else f"{lines[0][:100]} … {lines[0][-200:]}"

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from pangu_tiny.data.dataset import TokenDataset
-from pangu_tiny.data.loader import batches
+from pangu_tiny.data.loader import batches, row_order
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.model.init import check_scheme
@@ -112,6 +112,7 @@ def train(
     decoder = Decoder(model, DTYPES[dtype], hardware.attention, hardware.remat, hardware.unroll)
     rows = TokenDataset.open(dataset)
     check_dataset(rows, model)
+    row_order(rows, "train", seed, mixture)  # for its complaints, before anything is written
     mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
     check_divides(model, mesh)
     feed = Feed(mesh, global_batch, hardware.per_device_batch)

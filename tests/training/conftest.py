@@ -2,7 +2,9 @@
 
 import jax
 import pytest
-from tiny_runs import prepare
+from tiny_runs import command, prepare, run, start
+
+from pangu_tiny.topology.hardware import Hardware
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,3 +25,20 @@ def compiled_once(tmp_path_factory):
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory):
     return prepare(tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture(scope="session")
+def finished(dataset, tmp_path_factory):
+    """An undisturbed run on the eight devices; whoever changes it makes a copy."""
+    workdir = tmp_path_factory.mktemp("eight") / "run"
+    run(dataset, workdir, tensorboard=True, profile_steps=[3, 4])
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def one_device(dataset, tmp_path_factory):
+    """The same run by a process that has one device."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    log = workdir.parent / "log"
+    assert start(command(dataset, workdir, Hardware()), 1, log).wait() == 0, log.read_text()
+    return workdir

@@ -93,11 +93,20 @@ def expected():
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(first_params())
 
 
-@pytest.mark.parametrize(("sizes", "per_device_batch"), [(ONE, 8), (EIGHT, 1)], ids=str)
-def test_gradient_is_of_the_mean_over_all_targets(sizes, per_device_batch):
+CUT = {"one device": (ONE, 8), "eight devices": (EIGHT, 1)}
+"""Mesh and largest batch of a device. On one device all steps are such as may skip an update, on
+eight none, so that two programs are enough for all that is asked here."""
+
+
+def step_as(cut, params=None):
+    return take_step(*CUT[cut], params, skip_nonfinite=cut == "one device")
+
+
+@pytest.mark.parametrize("cut", CUT)
+def test_gradient_is_of_the_mean_over_all_targets(cut):
     """Taken at once on one device, and in 2 parts over 8 devices. Rows have 1 to 15 targets: a
     mean of the means of devices or parts is another number by far."""
-    _, _, after, metrics = take_step(sizes, per_device_batch)
+    _, _, after, metrics = step_as(cut)
     (loss, row_nats), gradient = expected()
     assert float(metrics.loss) == pytest.approx(float(loss), rel=1e-5)
     np.testing.assert_array_equal(metrics.row_ids, 100 + np.arange(B))
@@ -115,6 +124,27 @@ def test_gradient_is_of_the_mean_over_all_targets(sizes, per_device_batch):
     assert metrics.finite and int(after.step) == 1 and int(after.skipped) == 0
 
 
+GOLDEN = [5.7397, 5.6587, 5.5875, 5.5252]
+
+
+def test_losses_of_a_fixed_run_do_not_move():
+    """Four steps on the same rows, in float32 on eight devices. 2e-4 is for other versions of XLA,
+    which sum in another order; hardly a change of what is computed stays below it."""
+    step, mesh = build(EIGHT)
+    batch = batch_of(mesh, 1)
+    with jax.set_mesh(mesh):
+        state = init_state(Decoder(SHAPE), TRANSFORMATION, "constant", 0, mesh, first_params())
+        found = []
+        for _ in GOLDEN:
+            state, metrics = jax.block_until_ready(step(state, batch))
+            found.append(round(float(metrics.loss), 4))
+    assert found == pytest.approx(GOLDEN, abs=2e-4), (
+        f"the losses of a fixed tiny run were {GOLDEN} and are {found}: model, initialisation, "
+        "loss or optimizer compute something else now. If that is meant, say so in the commit and "
+        "put the new numbers here; a run that was started before does not go on as the same run."
+    )
+
+
 def test_scoring_gives_the_rows_nats():
     mesh = mesh_of(EIGHT)
     batch = batch_of(mesh, 2)
@@ -127,7 +157,7 @@ def test_scoring_gives_the_rows_nats():
 
 def test_the_state_is_consumed():
     """Otherwise two states are in memory at once."""
-    _, before, _, _ = take_step(ONE, 8)
+    _, before, _, _ = step_as("one device")
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
 
 
@@ -139,7 +169,7 @@ def broken_params():
 
 
 def test_a_skipped_step_changes_nothing_but_its_count():
-    kept, _, after, metrics = take_step(ONE, 8, broken_params(), skip_nonfinite=True)
+    kept, _, after, metrics = step_as("one device", broken_params())
     assert not metrics.finite and metrics.skipped == 1
     jax.tree.map(np.testing.assert_array_equal, after.params, kept.params)
     jax.tree.map(np.testing.assert_array_equal, after.optimizer, kept.optimizer)
@@ -147,14 +177,19 @@ def test_a_skipped_step_changes_nothing_but_its_count():
 
 
 def test_skipping_leaves_finite_steps_alone():
-    _, _, plain, _ = take_step(ONE, 8)
-    _, _, after, metrics = take_step(ONE, 8, skip_nonfinite=True)
-    assert metrics.finite and metrics.skipped == 0 and int(after.skipped) == 0
-    jax.tree.map(np.testing.assert_array_equal, after.params, plain.params)
+    """Nearly: Adam's first step has the size of the rate wherever a gradient is not zero, however
+    near to it, so that a few of the numbers may differ by as much between the two programs."""
+    found, plain = (step_as(cut)[2].params for cut in CUT)
+    moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).mean(), plain, first_params())
+    apart = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).mean(), found, plain)
+    assert all(size > 0 for size in jax.tree.leaves(moved))
+    for distance, size in zip(jax.tree.leaves(apart), jax.tree.leaves(moved), strict=True):
+        assert distance < 1e-2 * size
 
 
 def test_without_skipping_the_step_says_that_it_is_not_finite():
-    assert not take_step(ONE, 8, broken_params())[-1].finite
+    _, _, after, metrics = step_as("eight devices", broken_params())
+    assert not metrics.finite and metrics.skipped == 0 and int(after.skipped) == 0
 
 
 def test_bfloat16_is_for_computing_only():

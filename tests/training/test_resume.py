@@ -1,0 +1,102 @@
+"""A run that is stopped anywhere and started again comes out as if it had not been: the same bits
+in parameters, moments and counters, the same rows in the same order. Real processes, real signals.
+"""
+
+import pathlib
+import random
+import signal
+
+import numpy as np
+import pytest
+from tiny_runs import EIGHT, SETTINGS, assert_same_bits, command, start, state_of
+
+from pangu_tiny.topology.hardware import Hardware
+from pangu_tiny.training import checkpoints, metrics
+
+STEPS = SETTINGS["steps"]
+ONE = Hardware()
+
+
+class Child:
+    """A training process that is looked at, never waited for by time: `until` polls what it
+    writes, and fails when it ends before that."""
+
+    def __init__(self, dataset, workdir, hardware, devices):
+        self.workdir, self.log = workdir, workdir.parent / "log"
+        self.process = start(command(dataset, workdir, hardware), devices, self.log)
+
+    def until(self, seen):
+        while not seen():
+            assert self.process.poll() is None, f"it ended too early: {self.log.read_text()}"
+
+    def stop(self, number):
+        self.process.send_signal(number)
+        return self.process.wait()
+
+    def steps_logged(self):
+        path = self.workdir / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return sum('"loss"' in line for line in lines)
+
+    def kill_inside_a_save(self):
+        """Freezes it while a checkpoint has its temporary name, and kills it then."""
+        while True:
+            self.until(self._saves)
+            self.process.send_signal(signal.SIGSTOP)
+            if self._saves():
+                return self.stop(signal.SIGKILL)
+            self.process.send_signal(signal.SIGCONT)
+
+    def _saves(self):
+        folder = self.workdir / "checkpoints"
+        return folder.exists() and any("tmp" in path.name for path in folder.iterdir())
+
+
+def outcome(workdir):
+    return state_of(workdir, STEPS), metrics.read_row_losses(str(workdir))
+
+
+def assert_same_run(found, expected):
+    assert_same_bits(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_signals_save_and_leave_cleanly(dataset, one_device, tmp_path):
+    """^C after a few steps, then SIGTERM, then to the end: exit code 0 each time, a checkpoint
+    where it stopped, and nothing is trained twice."""
+    workdir = tmp_path / "run"
+    stopped = 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        child = Child(dataset, workdir, ONE, 1)
+        before = stopped
+        child.until(lambda child=child, before=before: child.steps_logged() > before + 1)
+        assert child.stop(number) == 0, child.log.read_text()
+        newest = checkpoints.committed_steps(workdir / "checkpoints")[0]
+        assert before < newest < STEPS
+        said = f"stopped at step {newest} of {STEPS}; run the same command again to go on"
+        assert said in child.log.read_text()
+        assert len(metrics.read_row_losses(str(workdir))) == newest * SETTINGS["global_batch"]
+        stopped = newest
+    child = Child(dataset, workdir, ONE, 1)
+    assert child.process.wait() == 0
+    assert_same_run(outcome(workdir), outcome(one_device))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_killed_anywhere_it_goes_on_to_the_same_bits(dataset, tmp_path, devices, request):
+    """Once after a random step, and once in the middle of an asynchronous save."""
+    expected = request.getfixturevalue("one_device" if devices == 1 else "finished")
+    hardware = ONE if devices == 1 else EIGHT
+    workdir = pathlib.Path(tmp_path / "run")
+    child = Child(dataset, workdir, hardware, devices)
+    last = random.randrange(6, 14)
+    child.until(lambda: child.steps_logged() >= last)
+    assert child.stop(signal.SIGKILL) == -signal.SIGKILL
+    child = Child(dataset, workdir, hardware, devices)
+    child.kill_inside_a_save()
+    assert checkpoints.committed_steps(workdir / "checkpoints")[:1] != [STEPS]
+    child = Child(dataset, workdir, hardware, devices)
+    assert child.process.wait() == 0, child.log.read_text()
+    assert_same_run(outcome(workdir), outcome(expected))
+    logged = [line["step"] for line in metrics.read_metrics(str(workdir)) if "loss" in line]
+    assert logged == list(range(STEPS))
