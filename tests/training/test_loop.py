@@ -23,7 +23,7 @@ from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import batches
 from pangu_tiny.errors import UserError
 from pangu_tiny.topology.hardware import Hardware
-from pangu_tiny.training import checkpoints, metrics
+from pangu_tiny.training import checkpoints, metrics, watch
 from pangu_tiny.training.optimizer import Optimizer
 
 STEPS = SETTINGS["steps"]
@@ -146,6 +146,17 @@ def test_changed_hardware_is_allowed_and_said(copy, finished, dataset, capsys):
     assert list(found) == list(range(STEPS))
     for step in range(STEPS):
         assert found[step]["loss"] == pytest.approx(expected[step]["loss"], rel=1e-5)
+
+
+def test_mfu_is_what_its_formula_says(copy, dataset, monkeypatch, capsys):
+    """As it would be logged on devices whose peak is known."""
+    monkeypatch.setattr(watch, "peak_flops", lambda: 1e9)
+    back_to(copy, 15)
+    run(dataset, copy)
+    assert metrics.MFU_FORMULA in capsys.readouterr().out
+    line = lines_of(copy)[0][19]
+    expected = line["tokens_per_second"] * SHAPE.flops_per_token(32) / 1e9
+    assert line["mfu"] == pytest.approx(expected, rel=1e-2)
 
 
 def test_a_resumed_run_drops_what_came_later(copy, dataset):

@@ -1,0 +1,85 @@
+"""Figures: what they mean, and that writing them costs what is written."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from pangu_tiny.training import metrics
+
+
+class Device:
+    def __init__(self, kind):
+        self.device_kind = kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("cpu", None),
+    ],
+)
+def test_peak_is_that_of_all_devices(monkeypatch, kind, peak):
+    """'TPU v5' is the start of 'TPU v5 lite', which is less than half as fast."""
+    monkeypatch.setattr(jax, "devices", lambda: [Device(kind)] * 4)
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    assert metrics.peak_flops() == (4 * peak if peak else None)
+
+
+def test_bits_per_byte():
+    """8 nats·ln 2 over 4 bytes are 2 bits a byte."""
+    assert metrics.bits_per_byte(8 * math.log(2), 4) == pytest.approx(2.0)
+
+
+def test_a_line_is_added_and_the_file_not_written_anew(tmp_path):
+    """Else a run of n lines writes n² of them: the file stays the same one."""
+    log = metrics.MetricsLog(epath.Path(tmp_path), 0, tensorboard=False)
+    log.log(0, loss=1.0)
+    before = (tmp_path / "metrics.jsonl").stat().st_ino
+    log.log(1, loss=0.5)
+    log.close()
+    assert (tmp_path / "metrics.jsonl").stat().st_ino == before
+    assert [line["loss"] for line in metrics.read_metrics(str(tmp_path))] == [1.0, 0.5]
+
+
+def records(steps):
+    return [(step, row) for step in steps for row in (0, 1)]
+
+
+def add(losses, steps):
+    for step in steps:
+        losses.add(step, np.array([0, 1]), np.array([0.5, 1.5]), np.array([3, 4]))
+
+
+def read(folder):
+    return [(int(line["step"]), int(line["row"])) for line in metrics.read_row_losses(str(folder))]
+
+
+def test_row_losses_are_those_up_to_a_checkpoint(tmp_path):
+    """What was added after the last flush is lost with the steps that a kill takes back, and what
+    a later flush wrote is dropped if the run goes back further."""
+    losses = metrics.RowLosses(epath.Path(tmp_path), 0)
+    add(losses, range(3))
+    losses.flush(3)
+    add(losses, range(3, 5))
+    assert read(tmp_path) == records(range(3))
+    losses.flush(5)
+    losses.flush(5)
+    assert read(tmp_path) == records(range(5))
+    again = metrics.RowLosses(epath.Path(tmp_path), 3)
+    assert read(tmp_path) == records(range(3))
+    add(again, range(3, 12))
+    again.flush(12)
+    assert read(tmp_path) == records(range(12))
+
+
+def test_no_row_losses_read_as_none(tmp_path):
+    metrics.RowLosses(epath.Path(tmp_path), 0)
+    assert len(metrics.read_row_losses(str(tmp_path))) == 0
