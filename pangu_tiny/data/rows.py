@@ -55,7 +55,7 @@ def read_marks(rows_bt: "jax.Array", begin_id: int, end_id: int) -> Marked:
 
     rows_bt = jnp.asarray(rows_bt, jnp.int32)
     inputs_bt, targets_bt = rows_bt[:, :-1], rows_bt[:, 1:]
-    weights_bt = (inputs_bt != end_id) & (targets_bt != begin_id)
+    weights_bt = inputs_bt != end_id  # after an end mark: a begin mark or padding
 
     index_t = jnp.arange(inputs_bt.shape[1], dtype=jnp.int32)
     ends_bt = inputs_bt == end_id

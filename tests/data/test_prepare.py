@@ -8,6 +8,7 @@ import lzma
 import pathlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -89,6 +90,8 @@ def test_a_long_document_has_the_size_that_xz_gives_it(prepare, write_jsonl, tmp
     found = prepare(file, tmp_path / "w").description["splits"]["held_out"]
     assert found["documents"] == 1
     assert found["xz_bytes"] == len(lzma.compress(kept_out.encode(), preset=9))
+    assert found["gzip_bytes"] == len(gzip.compress(kept_out.encode(), 9))
+    assert found["gzip_bytes"] != len(gzip.compress(kept_out.encode(), 6))
 
 
 def test_sources_are_packed_apart(dataset, read_all):
@@ -147,6 +150,18 @@ def test_shards_change_the_packing_and_nothing_else(dataset, prepare, corpora, t
     assert ours == theirs
 
 
+def living_processes(group):
+    """Whether a process of the group lives, a zombie not counted."""
+    for file in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, pgrp = file.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue  # it ended just now
+        if int(pgrp) == group and state != "Z":
+            return True
+    return False
+
+
 def test_killed_and_started_again_it_ends_in_the_same_bytes(
     dataset, corpora, tokenizer_file, tmp_path
 ):
@@ -156,11 +171,16 @@ def test_killed_and_started_again_it_ends_in_the_same_bytes(
     argv = command(corpora, workdir, tokenizer_file, processes=2)
     kills = 0
     for wanted in itertools.count(1):
-        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         while process.poll() is None:
             if kills < 3 and len(list((workdir / "units").glob("*.json"))) >= 2 * wanted:
                 process.kill()
                 kills += process.wait() == -9
+                deadline = time.monotonic() + 60
+                while living_processes(group=process.pid):
+                    assert time.monotonic() < deadline, "workers live on without their parent"
         if not process.returncode:
             break
     assert kills >= 1

@@ -284,6 +284,15 @@ def test_truncated_files_are_not_taken_for_whole_ones(tmp_path, write):
         read(str(file))
 
 
+def test_a_zst_that_ends_after_a_whole_line_is_truncated_all_the_same(tmp_path):
+    compressor = zstandard.ZstdCompressor().compressobj()
+    content = compressor.compress(jsonl(TEXTS))
+    content += compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)  # and not the frame's end
+    (tmp_path / "a.jsonl.zst").write_bytes(content)
+    with pytest.raises(UserError, match="ends before the end of its stream"):
+        read(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
