@@ -163,7 +163,7 @@ def _split_at_rare_characters(texts: Sequence[str], largest_alphabet: int) -> li
     while size < min(len(ranked), largest_alphabet) and covered < _COVERAGE * counts.total():
         covered += counts[ranked[size]]
         size += 1
-    if not (rare := "".join(ranked[size:]).replace(" ", "")):
+    if not (rare := "".join(ranked[size:])):
         return list(texts)
     pattern = re.compile(f"[{re.escape(rare)}]+")
     return [part for text in texts for part in pattern.split(text) if part]
