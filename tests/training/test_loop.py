@@ -22,9 +22,12 @@ from tiny_runs import (
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import batches
 from pangu_tiny.errors import UserError
+from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.topology.hardware import Hardware
+from pangu_tiny.topology.mesh import make_mesh
 from pangu_tiny.training import checkpoints, metrics, watch
 from pangu_tiny.training.optimizer import Optimizer
+from pangu_tiny.training.step import abstract_state
 
 STEPS = SETTINGS["steps"]
 
@@ -127,22 +130,17 @@ def back_to(workdir, step):
             shutil.rmtree(workdir / "checkpoints" / str(later))
 
 
-def test_changed_hardware_is_allowed_and_said(copy, finished, dataset, capsys):
-    """Half of the run on another mesh and with accumulation: the same batches, nearly the same
-    losses."""
-    back_to(copy, 10)
-    run(dataset, copy, hardware=Hardware(data=2, fsdp=2, tensor=2, per_device_batch=1))
+def test_changed_hardware_is_allowed_and_said(one_device, finished, dataset, tmp_path, capsys):
+    """Half of the run on one device and half on eight: the same batches, nearly the same losses."""
+    workdir = shutil.copytree(one_device, tmp_path / "run")
+    back_to(workdir, 10)
+    run(dataset, workdir)
     out = capsys.readouterr().out
-    for change in (
-        "data changed: 1 → 2",
-        "fsdp changed: 4 → 2",
-        "per_device_batch changed: 16 → 1",
-    ):
+    for change in ("fsdp changed: -1 → 4", "tensor changed: 1 → 2", "devices changed: 1 → 8"):
         assert f"since the last start, {change}\n" in out
-    np.testing.assert_array_equal(
-        metrics.read_row_losses(str(copy))["row"], metrics.read_row_losses(str(finished))["row"]
-    )
-    found, expected = lines_of(copy)[0], lines_of(finished)[0]
+    rows = [metrics.read_row_losses(str(folder))["row"] for folder in (workdir, finished)]
+    np.testing.assert_array_equal(*rows)
+    found, expected = lines_of(workdir)[0], lines_of(finished)[0]
     assert list(found) == list(range(STEPS))
     for step in range(STEPS):
         assert found[step]["loss"] == pytest.approx(expected[step]["loss"], rel=1e-5)
@@ -189,20 +187,32 @@ def test_a_run_without_held_out_text_trains(tmp_path):
     assert lines_of(tmp_path / "run")[1] == {}
 
 
-HOT = Optimizer(learning_rate=1e30, warmup_fraction=0.0, clip=1e9)
+def spoil(workdir, step):
+    """Adds a checkpoint after which no loss is a number: a norm scale in it is infinite."""
+    transformation = Optimizer().transformation(lambda _: 0.0)
+    target = abstract_state(Decoder(SHAPE), transformation, make_mesh(1, 4, 2))
+    writer = checkpoints.Writer(workdir / "checkpoints", 1)
+    state, about = writer.restore_latest(target)
+    scale = np.inf * state.params["final_norm"]["scale"]
+    params = {**state.params, "final_norm": {"scale": scale}}
+    writer.save(step, state._replace(params=params, step=state.step + 1), about, b"none")
+    writer.close()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(dataset, tmp_path):
-    """The rate is absurd; the first checkpoint was written before it showed."""
-    settings = {"steps": 8, "save_every": 1, "optimizer": HOT}
-    workdir = tmp_path / "run"
+def test_a_loss_that_is_not_finite_stops_the_run(copy, dataset):
+    """Before it is saved."""
+    back_to(copy, 10)
+    spoil(copy, 11)
     with pytest.raises(UserError) as caught:
-        run(dataset, workdir, **settings)
-    steps = checkpoints.committed_steps(workdir / "checkpoints")
+        run(dataset, copy, save_every=1)
     message = str(caught.value)
-    assert message.startswith(f"step {steps[0]}: loss ") and "not finite" in message
-    assert f"the last good checkpoint is {workdir / 'checkpoints' / str(steps[0])};" in message
+    assert message.startswith("step 11: loss nan and gradient norm nan are not finite")
+    assert f"the last good checkpoint is {copy / 'checkpoints' / '11'};" in message
     assert "skip_nonfinite" in message
+    assert checkpoints.committed_steps(copy / "checkpoints")[0] == 11
+
+
+HOT = Optimizer(learning_rate=1e30, warmup_fraction=0.0, clip=1e9)
 
 
 def test_skipping_goes_on_and_counts(dataset, tmp_path):
