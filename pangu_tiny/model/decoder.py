@@ -176,7 +176,8 @@ class Decoder(nn.Module):
         Args:
           tokens_bt: int32 ids below vocab_size.
           segments_bt: int32, no position sees another segment; None is one segment.
-          positions_bt: int32 rotary positions; None counts from 0, or from the cache's length.
+          positions_bt: int32 rotary positions, below t (with a cache, below its capacity); None
+            counts from 0, or from the cache's length.
           cache: earlier positions to attend to; segments are then ignored.
 
         Returns:
@@ -190,7 +191,9 @@ class Decoder(nn.Module):
             positions_bt = jnp.broadcast_to(start + jnp.arange(t), (b, t))
         table_vd = Embedding(self.shape, name="embedding")()
         x_btd = constrain(table_vd.astype(self.dtype)[tokens_bt], "batch", None, None)
-        rope = rope_tables(positions_bt, self.shape.head_dim, self.shape.rope_theta)
+        capacity = t if cache is None else cache.keys.shape[2]
+        tables = rope_tables(capacity, self.shape.head_dim, self.shape.rope_theta)
+        rope = tuple(table[positions_bt] for table in tables)
         stack = nn.scan(
             _rematerialised(self.remat),
             variable_axes={"params": 0},

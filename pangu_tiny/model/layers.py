@@ -65,17 +65,23 @@ class RMSNorm(nn.Module):
         return (x32_btd * jax.lax.rsqrt(mean_bt1 + self.eps) * scale_d).astype(x_btd.dtype)
 
 
-def rope_tables(
-    positions_bt: jax.Array, head_dim: int, theta: float
-) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine, float32 [b, t, 1, head_dim / 2], of the rotary angles at `positions_bt`."""
+def rope_tables(length: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine, float32 [length, 1, head_dim / 2], of the rotary angles at 0 … length − 1.
+
+    To be looked up by position: XLA takes a sine for cheap and would compute it again in each of
+    its uses in each block, a look-up not.
+    """
     exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    angles = positions_bt[:, :, None, None].astype(jnp.float32) / theta**exponents
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None, None] / theta**exponents
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def apply_rope(x_bthk: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns the pairs (i, i + head_dim / 2), the half-split layout of Hugging Face's LLaMA."""
+    """Turns the pairs (i, i + head_dim / 2), the half-split layout of Hugging Face's LLaMA.
+
+    Args:
+      tables: cosine and sine [b, t, 1, head_dim / 2] at the positions of x.
+    """
     cos, sin = tables
     first, second = jnp.split(x_bthk.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

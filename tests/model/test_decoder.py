@@ -110,6 +110,14 @@ def test_scanned_program_does_not_grow_with_depth():
     assert program_size(8, 0) > program_size(4, 0)
 
 
+def test_rotary_angles_are_taken_once_for_all_blocks():
+    """XLA computes a sine anew in every use of it, unless it is looked up."""
+    objective = Objective(Decoder(TINY, unroll=0), BEGIN, END, loss_chunk=16)
+    gradient = jax.jit(jax.grad(lambda params: objective(params, ROWS)[0].total))
+    program = gradient.lower(parameter_shapes(TINY)).compile().as_text()
+    assert program.count(" sine(") == program.count(" cosine(") <= 1  # 0: known when compiling
+
+
 def test_cached_decoding_equals_the_whole_sequence():
     """Prompt of 7, then token by token, in a cache with room to spare; every layer's cache
     matters, and a prompt's tokens must not see one another's future."""

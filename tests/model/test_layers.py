@@ -46,9 +46,8 @@ def test_rope_turns_half_split_pairs():
     head_dim, theta = 6, 500.0
     x = RANDOM.normal(size=(1, 4, 2, head_dim))
     positions = np.array([[0, 1, 7, 300]])
-    found = apply_rope(
-        jnp.asarray(x, jnp.float32), rope_tables(jnp.asarray(positions), head_dim, theta)
-    )
+    tables = (table[positions] for table in rope_tables(301, head_dim, theta))
+    found = apply_rope(jnp.asarray(x, jnp.float32), tables)
     expected = np.empty_like(x)
     for pair in range(head_dim // 2):
         angle = positions[..., None] * theta ** (-2 * pair / head_dim)
@@ -64,7 +63,8 @@ def test_rope_makes_scores_depend_on_distance_alone():
 
     def score(query_position, key_position):
         def turned(x, position):
-            return apply_rope(jnp.asarray(x), rope_tables(jnp.array([[position]]), 8, 1e4))
+            tables = (table[np.array([[position]])] for table in rope_tables(200, 8, 1e4))
+            return apply_rope(jnp.asarray(x), tables)
 
         return float(jnp.sum(turned(q, query_position) * turned(k, key_position)))
 
