@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from etils import epath
 
 from pangu_tiny import config
@@ -37,8 +38,13 @@ def reproduce(
       What `evaluate` found.
 
     Raises:
-      UserError: of any of the stages, or the training was stopped.
+      UserError: of any of the stages, the training was stopped, or there is more than one host.
     """
+    if jax.process_count() > 1:
+        raise UserError(
+            f"reproduce runs on one host, found {jax.process_count()} processes; on several, run "
+            f"prepare-data once, and then train and evaluate on all of them"
+        )
     folder = epath.Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()

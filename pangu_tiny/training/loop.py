@@ -111,7 +111,7 @@ def train(
     check_scheme(init)
     decoder = Decoder(model, DTYPES[dtype], hardware.attention, hardware.remat, hardware.unroll)
     rows = TokenDataset.open(dataset)
-    check_dataset(rows, model)
+    _check_dataset(rows, model)
     row_order(rows, "train", seed, mixture)  # for its complaints, before anything is written
     mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
     check_divides(model, mesh)
@@ -235,16 +235,17 @@ def train(
     return done
 
 
-def check_dataset(rows: TokenDataset, model: ModelShape) -> None:
-    """Refuses a dataset whose ids do not fit the model.
-
-    Raises:
-      UserError: names both vocabularies.
-    """
+def _check_dataset(rows: TokenDataset, model: ModelShape) -> None:
+    """Refuses a dataset whose ids do not fit the model, or whose row numbers do not fit int32."""
     if rows.vocab_size > model.vocab_size:
         raise UserError(
             f"dataset {rows.path} has token ids up to {rows.vocab_size - 1}, but "
             f"ModelShape.vocab_size is {model.vocab_size}"
+        )
+    if rows.rows("train") >= 2**31:
+        raise UserError(
+            f"dataset {rows.path} has {rows.rows('train'):,} rows, expected fewer than {2**31:,}; "
+            f"a greater prepare_data.sequence_length makes fewer"
         )
 
 

@@ -262,6 +262,13 @@ def test_mistakes_are_named_before_anything_is_written(dataset, tmp_path, change
     assert not (tmp_path / "run").exists()
 
 
+def test_row_numbers_beyond_int32_are_refused(dataset, tmp_path, monkeypatch):
+    """They travel with the batch, and would come back negative in the losses per row."""
+    monkeypatch.setattr(TokenDataset, "rows", lambda *_: 2**31)
+    with pytest.raises(UserError, match=r"2,147,483,648 rows, expected fewer than 2,147,483,648"):
+        run(dataset, tmp_path / "run")
+
+
 def test_a_start_from_a_checkpoint_takes_its_parameters(finished, dataset, tmp_path):
     """And nothing else of it: a new schedule, no moments, the first batch; an own identity, in
     which the step that it starts from counts."""
