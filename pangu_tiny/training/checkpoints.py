@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -302,6 +303,7 @@ def _hush() -> None:
     for every chunk that was under way: `save` or `wait` raises it."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     before = sys.unraisablehook
     if not isinstance(before, _WithoutLoops):
         sys.unraisablehook = _WithoutLoops(before)
