@@ -156,7 +156,6 @@ def compare(torch_python: str, rounds: int, steps: int) -> None:
         print(f"{name}: ready", file=sys.stderr)
     for _ in range(rounds):
         for name, child in children.items():
-            time.sleep(1)  # threads of the one before may still be waiting actively
             print(steps, file=child.stdin, flush=True)
             seconds[name] += json.loads(child.stdout.readline())
     for child in children.values():
