@@ -22,4 +22,4 @@ case "${1:-}" in
 esac
 source launch/environment.sh "$extras" ${constraints:+--constraint "$constraints"}
 export JAX_PLATFORMS=cpu
-exec python -m pytest "$@"
+exec python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"
