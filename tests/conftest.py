@@ -1,5 +1,7 @@
-"""Eight virtual CPU devices for every test, and where real inputs lie."""
+"""Eight virtual CPU devices for every test, where real inputs lie, and a small corpus: its texts,
+a small tokenizer, and one dataset of them for all tests that only read."""
 
+import json
 import os
 import pathlib
 
@@ -13,9 +15,15 @@ os.environ["XLA_FLAGS"] = " ".join(
     )
 )
 
+import numpy as np
 import pytest
 
+from pangu_tiny.data.dataset import TokenDataset
+from pangu_tiny.data.prepare import prepare_data
+from pangu_tiny.tokenizer.model import Tokenizer, train_tokenizer
+
 REPOSITORY = pathlib.Path(__file__).parents[1]
+_WORDS = ["the", "cat", "sat", "größer", "世界", "ran\n", "away", "1234", "  ", "🙂", "\t"]
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +34,80 @@ def real_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no real inputs in {folder}; PANGU_TINY_DATA names another folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def texts():
+    """200 documents, all different, from one word to longer than several rows."""
+    random = np.random.default_rng(0)
+    lengths = random.choice([1, 5, 20, 120], 200)
+    return [f"{i}: " + " ".join(random.choice(_WORDS, n)) for i, n in enumerate(lengths)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(texts):
+    return train_tokenizer(texts, 300)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tokenizer, tmp_path_factory):
+    file = tmp_path_factory.mktemp("tokenizer") / "small.model"
+    file.write_bytes(tokenizer.model_bytes)
+    return str(file)
+
+
+@pytest.fixture(scope="session")
+def write_jsonl():
+    def write(file, texts):
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        return str(file)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def corpora(texts, write_jsonl, tmp_path_factory):
+    """Two sources: 150 documents in "a", 50 in "b"."""
+    folder = tmp_path_factory.mktemp("corpora")
+    return {
+        "a": write_jsonl(folder / "a.jsonl", texts[:150]),
+        "b": write_jsonl(folder / "b.jsonl", texts[150:]),
+    }
+
+
+@pytest.fixture(scope="session")
+def prepare(tokenizer_file):
+    """prepare-data with small rows and many shards, in this process."""
+
+    def prepare(text, workdir, **changes):
+        settings = {
+            "sequence_length": 24,
+            "tokenizer": tokenizer_file,
+            "held_out_fraction": 0.2,
+            "shard_bytes": 4000,
+            "processes": 1,
+        } | changes
+        prepare_data(text, str(workdir), **settings)
+        return TokenDataset.open(workdir)
+
+    return prepare
+
+
+@pytest.fixture(scope="session")
+def dataset(prepare, corpora, tmp_path_factory):
+    return prepare(corpora, tmp_path_factory.mktemp("dataset") / "data")
+
+
+@pytest.fixture(scope="session")
+def read_all():
+    """All rows of a split, in order."""
+
+    def read_all(dataset, split="train"):
+        return dataset.read(split, np.arange(dataset.rows(split)))
+
+    return read_all
+
+
+@pytest.fixture(scope="session")
+def tokenizer_of():
+    return lambda dataset: Tokenizer(dataset.tokenizer_bytes())

@@ -7,7 +7,7 @@ import os
 import resource
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -139,12 +139,16 @@ class TokenDataset:
         firsts = itertools.accumulate(counts, initial=0)
         return list(zip(firsts, counts, strict=False))
 
-    def documents(self, split: str) -> Iterator[tuple[int, np.ndarray]]:
+    def documents(
+        self, split: str, shards: Iterable[int] | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Yields (source id, ids of a document with both marks), rebuilt from the rows, in order.
 
-        Packing these again gives the same rows.
+        Packing these again gives the same rows. `shards` are numbers of shards of the split, by
+        default all.
         """
-        for shard in self._shards(split):
+        found = self._shards(split)
+        for shard in found if shards is None else [found[index] for index in shards]:
             source = self.sources.index(shard["source"])
             shard_rows = (
                 row_t

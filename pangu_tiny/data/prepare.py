@@ -15,14 +15,8 @@ held-out split `gzip_bytes` and `xz_bytes` (gzip -9 and xz -9 of each document o
 The digest covers the packing rule, the marks, the tokenizer and every row in its order.
 """
 
-import concurrent.futures
-import concurrent.futures.process
 import json
-import multiprocessing
-import os
 import random
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
@@ -33,14 +27,15 @@ from pangu_tiny.data.describe import report, write_description
 from pangu_tiny.data.shards import UNITS, Job
 from pangu_tiny.data.text import (
     Skipped,
-    Source,
     Text,
     Unit,
+    check_reading,
     find_sources,
     held_out,
     read_documents,
     split_units,
 )
+from pangu_tiny.data.workers import run_jobs
 from pangu_tiny.errors import UserError
 from pangu_tiny.progress import Progress
 from pangu_tiny.tokenizer.model import Tokenizer, train_tokenizer
@@ -88,14 +83,13 @@ def prepare_data(
     Raises:
       UserError: of the arguments, the text or the workdir.
     """
-    _check_arguments(sequence_length, tokenizer, vocab_size, held_out_fraction, processes, bad_utf8)
+    _check_arguments(sequence_length, tokenizer, vocab_size)
+    check_reading("prepare_data", held_out_fraction, processes, bad_utf8)
     sources = find_sources(text)
-    total = sum(source.size for source in sources)
-    shard_bytes = shard_bytes or max(min(max(total // 256, 2**22), 2**28), total // 1024)
     given = _open_tokenizer(tokenizer) if tokenizer else None
     identity: dict[str, Any] = {
         "packing": rows.PACKING,
-        "sources": [_identify(source) for source in sources],
+        "sources": [source.identity() for source in sources],
         "text_key": text_key,
         "sequence_length": sequence_length,
         "held_out_fraction": held_out_fraction,
@@ -115,8 +109,6 @@ def prepare_data(
             leftover.unlink(missing_ok=True)
         (folder / UNITS).mkdir(exist_ok=True)
         units = split_units(sources, shard_bytes)
-        if not units:
-            raise UserError(f"text {text} holds no documents")
         if given is None:
             given = _own_tokenizer(
                 folder / TOKENIZER, units, vocab_size, held_out_fraction, seed,
@@ -131,7 +123,8 @@ def prepare_data(
             )
             for index, unit in enumerate(units)
         ]  # fmt: skip
-        results = _run_jobs(jobs, given, processes or len(os.sched_getaffinity(0)))
+        run_jobs(jobs, given, processes, "tokenising")
+        results = [json.loads(job.result.read_text()) for job in jobs]
         write_description(
             folder, [source.name for source in sources], results, given, sequence_length
         )
@@ -142,14 +135,7 @@ def prepare_data(
     return dataset.description
 
 
-def _check_arguments(
-    sequence_length: int,
-    tokenizer: str | None,
-    vocab_size: int | None,
-    held_out_fraction: float,
-    processes: int | None,
-    bad_utf8: str,
-) -> None:
+def _check_arguments(sequence_length: int, tokenizer: str | None, vocab_size: int | None) -> None:
     if bool(tokenizer) == bool(vocab_size):
         raise UserError(
             f"prepare_data.tokenizer is {tokenizer!r} and vocab_size is {vocab_size!r}; expected"
@@ -157,14 +143,6 @@ def _check_arguments(
         )
     if sequence_length < 2:
         raise UserError(f"prepare_data.sequence_length is {sequence_length}; expected at least 2")
-    if not 0 <= held_out_fraction < 1:
-        raise UserError(
-            f"prepare_data.held_out_fraction is {held_out_fraction}; expected from 0 to below 1"
-        )
-    if processes is not None and processes < 1:
-        raise UserError(f"prepare_data.processes is {processes}; expected at least 1")
-    if bad_utf8 not in ("skip", "fail"):
-        raise UserError(f"prepare_data.bad_utf8 is {bad_utf8!r}; expected 'skip' or 'fail'")
 
 
 def _open_tokenizer(path: str) -> Tokenizer:
@@ -172,15 +150,6 @@ def _open_tokenizer(path: str) -> Tokenizer:
     if tokenizer.begin_id == tokenizer.end_id:
         raise UserError(f"tokenizer {path} has one mark for begin and end; expected two")
     return tokenizer
-
-
-def _identify(source: Source) -> dict[str, Any]:
-    return {
-        "name": source.name,
-        "files": len(source.files),
-        "bytes": source.size,
-        "fingerprint": source.fingerprint(),
-    }
 
 
 def _own_tokenizer(
@@ -216,66 +185,3 @@ def _own_tokenizer(
     tokenizer = train_tokenizer(sample, vocab_size)
     write_atomically(file, tokenizer.model_bytes)
     return tokenizer
-
-
-def _run_jobs(jobs: list[Job], tokenizer: Tokenizer, processes: int) -> list[dict[str, Any]]:
-    """Runs the jobs that have no result yet; returns the results of all, in order."""
-    done = {job.index for job in jobs if job.result.exists()}
-    open_jobs = [job for job in jobs if job.index not in done]
-    total = sum(job.unit.size for job in jobs)
-    before = total - sum(job.unit.size for job in open_jobs)
-    fresh = {}
-    with Progress("tokenising", total, "B", initial=before) as progress:
-        for index, result in _run_open_jobs(open_jobs, tokenizer, min(processes, len(open_jobs))):
-            fresh[index] = result
-            progress.update(jobs[index].unit.size)
-    return [
-        fresh[job.index] if job.index in fresh else json.loads(job.result.read_text())
-        for job in jobs
-    ]
-
-
-def _run_open_jobs(
-    jobs: list[Job], tokenizer: Tokenizer, processes: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    if processes <= 1:
-        for job in jobs:
-            yield job.index, job.run(tokenizer)
-        return
-    with concurrent.futures.ProcessPoolExecutor(
-        processes,
-        multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(tokenizer.model_bytes,),
-    ) as pool:
-        running = {pool.submit(_run_in_worker, job): job.index for job in jobs}
-        try:
-            for future in concurrent.futures.as_completed(running):
-                yield running[future], future.result()
-        except concurrent.futures.process.BrokenProcessPool as error:
-            raise UserError(
-                "a worker process was killed (out of memory?); run the same command again to go on,"
-                f" with prepare_data.processes below {processes}"
-            ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-_worker_tokenizer: Tokenizer
-
-
-def _start_worker(model_bytes: bytes) -> None:
-    global _worker_tokenizer
-    _worker_tokenizer = Tokenizer(model_bytes)
-    # A pool's workers outlive a parent that is killed; these must not go on writing.
-    threading.Thread(target=_follow_parent, daemon=True).start()
-
-
-def _follow_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _run_in_worker(job: Job) -> dict[str, Any]:
-    return job.run(_worker_tokenizer)

@@ -8,7 +8,7 @@ import json
 import lzma
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,13 @@ from array_record.python import array_record_module
 from etils import epath
 
 from pangu_tiny.data import records, rows
-from pangu_tiny.data.text import Skipped, Unit, held_out, read_documents
+from pangu_tiny.data.text import Skipped, Unit, batches, held_out, read_documents
 from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.workdir import write_atomically
 
 SPLITS = ("train", "held_out")
 UNITS = "units"  # the folder of results; it goes when the dataset is whole
-_BATCH = 2**20  # characters tokenised at a time
 _WRITER = "group_size:1,uncompressed"  # ids hardly compress, and are read one row at a time
 
 
@@ -41,18 +40,22 @@ class Job:
     bad_utf8: str
 
     @property
+    def size(self) -> int:
+        return self.unit.size
+
+    @property
     def result(self) -> epath.Path:
         return epath.Path(self.workdir) / UNITS / f"{self.index:05d}.json"
 
     def shard(self, split: str) -> str:
         return f"tokens-{split}.array_record-{self.index:05d}-of-{self.count:05d}"
 
-    def run(self, tokenizer: Tokenizer) -> dict[str, Any]:
+    def run(self, tokenizer: Tokenizer) -> None:
         """Writes the unit's shards, at most one for each split, and the result."""
         skipped = Skipped()
         documents = read_documents(self.unit, skipped, self.text_key, self.bad_utf8)
         shards = {split: _Shard(self, split, tokenizer) for split in SPLITS}
-        for batch in _batches(documents):
+        for batch in batches(documents):
             for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
                 split = SPLITS[held_out(text, self.held_out_fraction)]
                 shards[split].add(text, ids)
@@ -64,7 +67,6 @@ class Job:
             "splits": {split: shard.finish() for split, shard in shards.items()},
         }
         write_atomically(self.result, json.dumps(result))
-        return result
 
 
 class _Shard:
@@ -149,18 +151,6 @@ class _Shard:
             raise UserError(
                 f"{self._name} cannot be written in {self._folder}: {reason}"
             ) from error
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch, size = [], 0
-    for text in documents:
-        batch.append(text)
-        size += len(text)
-        if size >= _BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _xz_size(utf8: bytes) -> int:

@@ -14,7 +14,8 @@ import dataclasses
 import hashlib
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import zstandard
 from etils import epath
@@ -34,12 +35,17 @@ from pangu_tiny.errors import UserError
 Text = str | list[str] | dict[str, str | list[str]]
 
 _NAMED = 5  # skipped documents named, of each kind
+_BATCH = 2**20  # characters
 
 
 def held_out(text: str, fraction: float) -> bool:
     """Whether a document is held out: by the sha256 of its UTF-8, in every stage alike."""
-    digest = hashlib.sha256(text.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+    return document_digest(text) >> 192 < fraction * 2**64
+
+
+def document_digest(text: str) -> int:
+    """sha256 of a document's UTF-8, as a number of 256 bits."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +73,15 @@ class Source:
                 file.seek(max(0, size - 2**16))
                 digest.update(file.read())
         return digest.hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """What `workdir.claim` compares."""
+        return {
+            "name": self.name,
+            "files": len(self.files),
+            "bytes": self.size,
+            "fingerprint": self.fingerprint(),
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +141,16 @@ def find_sources(text: Text) -> list[Source]:
     ]
 
 
-def split_units(sources: list[Source], unit_bytes: int) -> list[Unit]:
-    """Cuts sources into units of about `unit_bytes` bytes; sources and files keep their order."""
+def split_units(sources: list[Source], unit_bytes: int | None = None) -> list[Unit]:
+    """Cuts sources into units of about `unit_bytes` bytes; sources and files keep their order.
+
+    By default a unit is 1/256 of all, from 4 to 256 MiB, but no less than 1/1024 of all.
+
+    Raises:
+      UserError: there is nothing to cut.
+    """
+    total = sum(source.size for source in sources)
+    unit_bytes = unit_bytes or max(min(max(total // 256, 2**22), 2**28), total // 1024)
     units = []
     for source in sources:
         parts: list[Part] = []
@@ -141,6 +164,8 @@ def split_units(sources: list[Source], unit_bytes: int) -> list[Unit]:
                 filled += part.size
         if parts:
             units.append(Unit(source.name, tuple(parts)))
+    if not units:
+        raise UserError(f"text {', '.join(s.name for s in sources)} holds no documents")
     return units
 
 
@@ -175,6 +200,35 @@ def read_documents(
                     yield text
         except (OSError, EOFError, ValueError, zlib.error, zstandard.ZstdError) as error:
             raise UserError(f"{part.path} cannot be read: {error}") from error
+
+
+def batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Groups documents so that a group has about a million characters."""
+    batch, size = [], 0
+    for text in documents:
+        batch.append(text)
+        size += len(text)
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def check_reading(stage: str, held_out_fraction: float, processes: int | None, bad_utf8: str):
+    """Refuses what no stage that reads text can do.
+
+    Raises:
+      UserError: names the parameter of `stage`.
+    """
+    if not 0 <= held_out_fraction < 1:
+        raise UserError(
+            f"{stage}.held_out_fraction is {held_out_fraction}; expected from 0 to below 1"
+        )
+    if processes is not None and processes < 1:
+        raise UserError(f"{stage}.processes is {processes}; expected at least 1")
+    if bad_utf8 not in ("skip", "fail"):
+        raise UserError(f"{stage}.bad_utf8 is {bad_utf8!r}; expected 'skip' or 'fail'")
 
 
 def _source_name(item: str) -> str:

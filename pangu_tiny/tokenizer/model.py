@@ -1,4 +1,4 @@
-"""The one owner of a SentencePiece model: its bytes, its ids, its marks."""
+"""The one owner of a SentencePiece model: its bytes, its ids, its marks, its cut."""
 
 import functools
 import hashlib
@@ -7,14 +7,18 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import sentencepiece
 from etils import epath
 
 from pangu_tiny.errors import UserError
+from pangu_tiny.tokenizer import proto
 
 _BYTES_AND_MARKS = 256 + 3  # byte-fallback pieces; unknown, begin, end
+sentencepiece.set_min_log_level(2)  # it warns of a NUL piece, which many models have
+
 _COVERAGE = 0.9995  # of the characters in the sample; SentencePiece's own default
 
 
@@ -52,10 +56,28 @@ class Tokenizer:
         """sha256 of the model's bytes, in hexadecimal."""
         return hashlib.sha256(self.model_bytes).hexdigest()
 
+    @functools.cached_property
+    def proto(self) -> Any:
+        """The model as a message (see `tokenizer/proto.py`), to be read only."""
+        return proto.parse(self.model_bytes)
+
+    @functools.cached_property
+    def kinds(self) -> np.ndarray:
+        """int [pieces], the type of each piece, one of those in `tokenizer/proto.py`."""
+        return np.array([piece.type for piece in self.proto.pieces])
+
     @property
-    def vocab_size(self) -> int:
-        """The number of ids; every id that can be emitted is below it."""
+    def pieces(self) -> int:
+        """The number of pieces in the model, those that are never emitted included."""
         return self._processor.get_piece_size()
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """The number of ids that a model has to know: every id that is emitted is below it.
+
+        Unused pieces at the end of a vocabulary, through which others merge, are above it.
+        """
+        return int(np.flatnonzero(self.kinds != proto.UNUSED)[-1]) + 1
 
     @property
     def begin_id(self) -> int:
@@ -84,9 +106,36 @@ class Tokenizer:
         """The text of some ids; marks have none."""
         return self._processor.decode([int(i) for i in ids])
 
+    @functools.cached_property
+    def strange(self) -> np.ndarray:
+        """bool [pieces], the unknown piece and those of lone bytes."""
+        return np.isin(self.kinds, (proto.UNKNOWN, proto.BYTE))
+
     def piece(self, token_id: int) -> str:
         """The piece as SentencePiece writes it: U+2581 for a space, <0x0A> for a lone byte."""
         return self._processor.id_to_piece(int(token_id))
+
+    def select(self, kept: Sequence[int], unused: Sequence[int] = ()) -> "Tokenizer":
+        """The model with only some of its pieces, which keep text, score and type.
+
+        Args:
+          kept: ids, in the order that they are to have.
+          unused: ids of pieces that follow them and are merged through but never emitted.
+        """
+        edited = type(self.proto)()
+        edited.CopyFrom(self.proto)
+        del edited.pieces[:]
+        for token_id in (*kept, *unused):
+            edited.pieces.add().CopyFrom(self.proto.pieces[token_id])
+        for piece in edited.pieces[len(kept) :]:
+            piece.type = proto.UNUSED
+        spec = edited.trainer_spec
+        spec.vocab_size = len(edited.pieces)
+        places = {int(token_id): place for place, token_id in enumerate(kept)}
+        for name in ("unk_id", "bos_id", "eos_id", "pad_id"):
+            setattr(spec, name, places.get(getattr(spec, name), -1))
+        edited.ClearField("self_test_data")  # samples of what the whole model emits
+        return Tokenizer(edited.SerializeToString(), name=f"{len(kept)} pieces of {self._name}")
 
     def _mark(self, token_id: int, what: str) -> int:
         if token_id < 0:

@@ -316,26 +316,6 @@ def test_a_tokenizer_with_one_mark_for_both_ends_is_refused(prepare, corpora, te
         prepare(corpora, tmp_path / "w", tokenizer=str(tmp_path / "t.model"))
 
 
-def test_a_shard_is_no_less_than_a_thousandth(monkeypatch, tmp_path, prepare, write_jsonl):
-    """Terabytes are cut into about a thousand shards, each of which stays open while training."""
-    from pangu_tiny.data import prepare as module
-    from pangu_tiny.data.text import Source
-
-    asked = []
-
-    def stop(sources, unit_bytes):
-        asked.append(unit_bytes)
-        return []
-
-    file = write_jsonl(tmp_path / "a.jsonl", ["one"])
-    monkeypatch.setattr(module, "split_units", stop)
-    for size in (10**6, 10**9, 10**11, 6 * 10**12):
-        monkeypatch.setattr(Source, "size", size)
-        with pytest.raises(UserError, match="no documents"):
-            prepare(file, tmp_path / str(size), shard_bytes=None)
-    assert asked == [2**22, 2**22, 2**28, 6 * 10**12 // 1024]
-
-
 def test_real_text_with_a_real_tokenizer(real_data, tmp_path, prepare, tokenizer_of):
     lines = (real_data / "corpora" / "zh_modern.jsonl").open(encoding="utf-8")
     (tmp_path / "zh.jsonl").write_text("".join(next(lines) for _ in range(60)), encoding="utf-8")

@@ -14,6 +14,7 @@ import zstandard
 from pangu_tiny.data.formats import split_file
 from pangu_tiny.data.text import (
     Skipped,
+    Source,
     Unit,
     find_sources,
     held_out,
@@ -319,3 +320,13 @@ def test_a_parquet_file_without_the_column_says_what_it_has(tmp_path):
         read(str(tmp_path), text_key="body")
     with pytest.raises(UserError, match="expected strings in 'id'"):
         read(str(tmp_path), text_key="id")
+
+
+@pytest.mark.parametrize(
+    ("size", "unit"),
+    [(10**6, 2**22), (10**9, 2**22), (10**11, 2**28), (6 * 10**12, 6 * 10**12 // 1024)],
+)
+def test_a_unit_is_no_less_than_a_thousandth(size, unit):
+    """Terabytes are cut into about a thousand shards, each of which stays open while training."""
+    sources = [Source("much", (("much.jsonl", size),))]  # cut by its size, not read
+    assert len(split_units(sources)) == -(-size // unit)

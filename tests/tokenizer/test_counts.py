@@ -1,0 +1,143 @@
+"""count-tokens: every id of every training document, once, however the work was done."""
+
+import itertools
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pangu_tiny.data.text import document_digest, held_out
+from pangu_tiny.errors import UserError
+from pangu_tiny.tokenizer.counts import count_tokens, read_counts
+from pangu_tiny.tokenizer.model import Tokenizer, train_tokenizer
+
+
+@pytest.fixture(scope="session")
+def count(tokenizer_file):
+    def count(text, workdir, **changes):
+        settings = {"tokenizer": tokenizer_file, "held_out_fraction": 0.2, "processes": 1} | changes
+        count_tokens(str(workdir), text, **settings)
+        return read_counts(str(workdir), Tokenizer.open(settings["tokenizer"] or tokenizer_file))
+
+    return count
+
+
+@pytest.fixture(scope="session")
+def counts(count, corpora, tmp_path_factory):
+    return count(corpora, tmp_path_factory.mktemp("counts") / "c")
+
+
+def training(texts):
+    return [text for text in texts if not held_out(text, 0.2)]
+
+
+def counted(texts, tokenizer):
+    return np.bincount(
+        [i for text in texts for i in tokenizer.encode(text)], minlength=tokenizer.pieces
+    )
+
+
+def test_every_id_of_the_training_split_is_counted_by_source(counts, texts, tokenizer):
+    for name, part in (("a", training(texts[:150])), ("b", training(texts[150:]))):
+        entry = counts.sources[name]
+        np.testing.assert_array_equal(counts.times_by_source[name], counted(part, tokenizer))
+        assert entry["documents"] == len(part)
+        assert entry["bytes"] == sum(len(text.encode()) for text in part)
+        assert entry["tokens"] == counts.times_by_source[name].sum()
+        assert int(entry["digest"], 16) == sum(map(document_digest, part)) % 2**256
+    np.testing.assert_array_equal(counts.times, counted(training(texts), tokenizer))
+
+
+def test_neither_units_nor_processes_nor_order_change_anything(
+    counts, count, texts, tmp_path, write_jsonl
+):
+    shuffled = {
+        "b": write_jsonl(tmp_path / "b.jsonl", texts[:149:-1]),
+        "a": write_jsonl(tmp_path / "a.jsonl", texts[149::-1]),
+    }
+    other = count(shuffled, tmp_path / "w", unit_bytes=3000, processes=2)
+    assert other.sources == counts.sources
+    np.testing.assert_array_equal(other.times, counts.times)
+    assert other.digest == counts.digest
+
+
+def test_folders_of_counts_add_up(counts, count, corpora, tmp_path, tokenizer):
+    folders = []
+    for name, file in corpora.items():
+        folders.append(str(tmp_path / name))
+        count({name: file}, folders[-1])
+    merged = read_counts(folders, tokenizer)
+    assert merged.digest == counts.digest
+    np.testing.assert_array_equal(merged.times, counts.times)
+    with pytest.raises(UserError, match="was counted as 'a'"):
+        read_counts([folders[0], folders[0]], tokenizer)
+
+
+def test_a_dataset_counts_as_its_text_does(counts, count, dataset, tmp_path):
+    other = count(None, tmp_path / "w", dataset=dataset.path, tokenizer=None, processes=2)
+    for name, entry in counts.sources.items():
+        np.testing.assert_array_equal(other.times_by_source[name], counts.times_by_source[name])
+        for kind in ("documents", "bytes", "tokens"):
+            assert other.sources[name][kind] == entry[kind]
+
+
+def test_killed_and_started_again_it_counts_the_same(counts, corpora, tokenizer_file, tmp_path):
+    settings = {
+        "text": corpora, "tokenizer": tokenizer_file, "held_out_fraction": 0.2, "processes": 2,
+        "unit_bytes": 1500, "workdir": tmp_path / "w",
+    }  # fmt: skip
+    flags = [f"--gin.count_tokens.{name}={value}" for name, value in settings.items()]
+    kills = 0
+    for wanted in itertools.count(1):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pangu_tiny", "count-tokens", *flags], stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None:
+            if kills < 2 and len(list((tmp_path / "w" / "units").glob("*.npz"))) >= 3 * wanted:
+                process.kill()
+                kills += process.wait() == -9
+        if not process.returncode:
+            break
+    assert kills
+    again = read_counts(str(tmp_path / "w"), Tokenizer.open(tokenizer_file))
+    assert again.sources == counts.sources
+    np.testing.assert_array_equal(again.times, counts.times)
+
+
+def test_wrong_arguments_are_named(count, counts, corpora, dataset, texts, tmp_path, write_jsonl):
+    with pytest.raises(UserError, match="expected text and tokenizer, or a dataset alone"):
+        count(corpora, tmp_path / "w", dataset=dataset.path)
+    with pytest.raises(UserError, match="expected text and tokenizer, or a dataset alone"):
+        count(corpora, tmp_path / "w", tokenizer=None)
+    with pytest.raises(UserError, match=r"held_out_fraction is 1; expected"):
+        count(corpora, tmp_path / "w", held_out_fraction=1)
+    (tmp_path / "t.model").write_bytes(b"no model")
+    with pytest.raises(UserError, match="is not a SentencePiece model"):
+        count(corpora, tmp_path / "w", tokenizer=str(tmp_path / "t.model"))
+    assert not (tmp_path / "w").exists()
+    with pytest.raises(UserError, match=r"no document to count: 2 are empty"):
+        count(write_jsonl(tmp_path / "e.jsonl", [" ", ""]), tmp_path / "e")
+    with pytest.raises(UserError, match=r"has no counts\.json"):
+        read_counts(str(tmp_path / "e"), train_tokenizer(texts, 290))
+
+
+def test_counts_of_another_tokenizer_are_refused(count, corpora, texts, tmp_path):
+    count(corpora, tmp_path / "w")
+    with pytest.raises(UserError, match="are of the tokenizer"):
+        read_counts(str(tmp_path / "w"), train_tokenizer(texts, 290))
+
+
+def test_a_foreign_language_is_warned_of(count, tmp_path, write_jsonl, capsys):
+    count(write_jsonl(tmp_path / "ru.jsonl", [f"Привет, мир {i}" for i in range(9)]), tmp_path / "w")
+    assert "of the tokens of ru are unknown or lone bytes" in capsys.readouterr().out
+
+
+def test_a_real_tokenizer_counts_real_text(count, real_data, tmp_path):
+    lines = (real_data / "corpora" / "zh_modern.jsonl").open(encoding="utf-8")
+    (tmp_path / "zh.jsonl").write_text("".join(next(lines) for _ in range(60)), encoding="utf-8")
+    model = str(real_data / "tokenizers" / "internlm_v7_sft.model")
+    found = count(str(tmp_path / "zh.jsonl"), tmp_path / "w", tokenizer=model)
+    texts = [json.loads(line)["text"] for line in (tmp_path / "zh.jsonl").open(encoding="utf-8")]
+    np.testing.assert_array_equal(found.times, counted(training(texts), Tokenizer.open(model)))
