@@ -13,6 +13,7 @@ from pangu_tiny.errors import UserError
 
 STAGES = {
     "count-tokens": ("pangu_tiny.tokenizer.counts", "how often a tokenizer emits each id"),
+    "compress-tokenizer": ("pangu_tiny.tokenizer.compress", "a small tokenizer out of a big one"),
     "prepare-data": ("pangu_tiny.data.prepare", "text to rows of token ids"),
     "train": ("pangu_tiny.training.loop", "rows of token ids to a checkpoint"),
     "evaluate": ("pangu_tiny.evaluation.perplexity", "held-out loss of a checkpoint"),

@@ -1,14 +1,13 @@
 """The report of a recipe: one HTML file with its figures, curve and samples inside."""
 
-import base64
 import html
-import io
 import json
 from typing import Any, NamedTuple
 
 from etils import epath
 from matplotlib.figure import Figure
 
+from pangu_tiny.page import page, paragraph, picture, section, table
 from pangu_tiny.training.metrics import read_metrics
 from pangu_tiny.workdir import write_atomically
 
@@ -56,37 +55,29 @@ def _page(
         f"{html.escape(sample.text[len(sample.prompt) :])}</pre>"
         for sample in samples
     )
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>pangu_tiny report</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto }}
-table {{ border-collapse: collapse }} td {{ padding: .2rem 1rem .2rem 0; vertical-align: top }}
-pre {{ background: #f4f4f4; padding: 1rem; white-space: pre-wrap }} img {{ max-width: 100% }}
-</style>
-<h1>A tiny language model</h1>
-<table>{_rows(facts)}</table>
-<h2>Held-out text</h2>
-<p>Bits per byte over {result["documents"]} documents of {result["bytes"]:,} bytes that were kept
-out of the training; the compressors take each document on its own. Lower is better.</p>
-<table>{_rows({name: f"{value:.3f}" for name, value in scores.items()})}</table>
-<h2>Loss</h2>
-<img alt="loss by step" src="data:image/png;base64,{_curve(metrics, scores)}">
-<h2>Samples</h2>
-<p>The prompt in bold, the continuation as the model drew it.</p>
-{continued}
-</html>
-"""
-
-
-def _rows(cells: dict[str, str]) -> str:
-    return "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(value)}</td></tr>"
-        for name, value in cells.items()
+    return page(
+        "A tiny language model",
+        table(facts.items()),
+        section(
+            "Held-out text",
+            paragraph(
+                f"Bits per byte over {result['documents']} documents of {result['bytes']:,} bytes"
+                " that were kept out of the training; the compressors take each document on its"
+                " own. Lower is better."
+            ),
+            table((name, f"{value:.3f}") for name, value in scores.items()),
+        ),
+        section("Loss", picture(_curve(metrics, scores), "loss by step")),
+        section(
+            "Samples",
+            paragraph("The prompt in bold, the continuation as the model drew it."),
+            continued,
+        ),
     )
 
 
-def _curve(metrics: list[dict[str, Any]], scores: dict[str, float]) -> str:
-    """Training loss and held-out bits per byte by step, as a PNG in base64."""
+def _curve(metrics: list[dict[str, Any]], scores: dict[str, float]) -> Figure:
+    """Training loss and held-out bits per byte by step."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss, held_out = figure.subplots(1, 2)
     trained = [line for line in metrics if "loss" in line]
@@ -106,6 +97,4 @@ def _curve(metrics: list[dict[str, Any]], scores: dict[str, float]) -> str:
     held_out.legend()
     for axes in (loss, held_out):
         axes.grid(alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return figure

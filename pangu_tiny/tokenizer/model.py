@@ -27,6 +27,7 @@ class Tokenizer:
 
     Attributes:
       model_bytes: the serialised model, byte for byte as it was read.
+      name: where it was read from, for messages.
 
     Raises:
       UserError: the bytes are no SentencePiece model.
@@ -34,7 +35,7 @@ class Tokenizer:
 
     def __init__(self, model_bytes: bytes, name: str = "the given bytes"):
         self.model_bytes = model_bytes
-        self._name = name
+        self.name = name
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             loaded = bool(model_bytes) and self._processor.LoadFromSerializedProto(model_bytes)
@@ -135,11 +136,11 @@ class Tokenizer:
         for name in ("unk_id", "bos_id", "eos_id", "pad_id"):
             setattr(spec, name, places.get(getattr(spec, name), -1))
         edited.ClearField("self_test_data")  # samples of what the whole model emits
-        return Tokenizer(edited.SerializeToString(), name=f"{len(kept)} pieces of {self._name}")
+        return Tokenizer(edited.SerializeToString(), name=f"{len(kept)} pieces of {self.name}")
 
     def _mark(self, token_id: int, what: str) -> int:
         if token_id < 0:
-            raise UserError(f"tokenizer {self._name} has no {what}; every document needs one")
+            raise UserError(f"tokenizer {self.name} has no {what}; every document needs one")
         return token_id
 
 

@@ -130,7 +130,9 @@ def test_counts_of_another_tokenizer_are_refused(count, corpora, texts, tmp_path
 
 
 def test_a_foreign_language_is_warned_of(count, tmp_path, write_jsonl, capsys):
-    count(write_jsonl(tmp_path / "ru.jsonl", [f"Привет, мир {i}" for i in range(9)]), tmp_path / "w")
+    count(
+        write_jsonl(tmp_path / "ru.jsonl", [f"Привет, мир {i}" for i in range(9)]), tmp_path / "w"
+    )
     assert "of the tokens of ru are unknown or lone bytes" in capsys.readouterr().out
 
 
