@@ -15,6 +15,7 @@ STAGES = {
     "count-tokens": ("pangu_tiny.tokenizer.counts", "how often a tokenizer emits each id"),
     "compress-tokenizer": ("pangu_tiny.tokenizer.compress", "a small tokenizer out of a big one"),
     "prepare-data": ("pangu_tiny.data.prepare", "text to rows of token ids"),
+    "remap-dataset": ("pangu_tiny.data.remap", "rows of token ids to those of a small tokenizer"),
     "train": ("pangu_tiny.training.loop", "rows of token ids to a checkpoint"),
     "evaluate": ("pangu_tiny.evaluation.perplexity", "held-out loss of a checkpoint"),
     "generate": ("pangu_tiny.evaluation.generate", "text from a checkpoint"),

@@ -22,6 +22,7 @@ def write_description(
     folder: epath.Path,
     names: list[str],
     results: list[dict[str, Any]],
+    skipped: dict[str, Any],
     tokenizer: Tokenizer,
     sequence_length: int,
 ) -> None:
@@ -30,23 +31,18 @@ def write_description(
     Args:
       folder: where the shards lie.
       names: of the sources, in order.
-      results: of `Job.run`, in the order of the units.
+      results: of every unit, in order: its `source`, and the entries of its `splits`.
+      skipped: what `sum_skipped` says.
       tokenizer, sequence_length: what the rows were made with.
 
     Raises:
       UserError: no row is left to train on.
     """
-    skipped = Skipped()
-    for result in results:
-        found = result["skipped"]
-        for kind in ("empty_places", "bad_utf8_places"):
-            found = found | {kind: [Place(**place) for place in found[kind]]}
-        skipped.add(Skipped(**found))
     splits = {split: _describe_split(split, names, results) for split in SPLITS}
     if not splits["train"]["rows"]:
         raise UserError(
             f"text has no document to train on: {splits['held_out']['documents']} are held out,"
-            f" {skipped.empty} empty and {skipped.bad_utf8} not UTF-8"
+            f" {skipped['empty']} empty and {skipped['bad_utf8']} not UTF-8"
         )
     description: dict[str, Any] = {
         "packing": rows.PACKING,
@@ -64,16 +60,27 @@ def write_description(
     description |= {
         "digest": digest.hexdigest(),
         "sources": names,
-        "skipped": {
-            "empty": skipped.empty,
-            "empty_places": [str(place) for place in skipped.empty_places],
-            "bad_utf8": skipped.bad_utf8,
-            "bad_utf8_places": [str(place) for place in skipped.bad_utf8_places],
-        },
+        "skipped": skipped,
         "splits": splits,
     }
     _write_tfds_metadata(folder, description, results)
     write_atomically(folder / DESCRIPTION, json.dumps(description, indent=1))
+
+
+def sum_skipped(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The documents that all units left out, by kind, with the places of the first few."""
+    skipped = Skipped()
+    for result in results:
+        found = result["skipped"]
+        for kind in ("empty_places", "bad_utf8_places"):
+            found = found | {kind: [Place(**place) for place in found[kind]]}
+        skipped.add(Skipped(**found))
+    return {
+        "empty": skipped.empty,
+        "empty_places": [str(place) for place in skipped.empty_places],
+        "bad_utf8": skipped.bad_utf8,
+        "bad_utf8_places": [str(place) for place in skipped.bad_utf8_places],
+    }
 
 
 def report(dataset: TokenDataset) -> str:
@@ -126,11 +133,7 @@ def _describe_split(split: str, names: list[str], results: list[dict[str, Any]])
     return {
         **total(None),
         "sources": {name: total(name) for name in names},
-        "shards": [
-            {"source": name, "rows": entry["rows"]} | {key: entry[key] for key in _FILE}
-            for name, entry in entries
-            if entry["rows"]
-        ],
+        "shards": [{"source": name, **entry} for name, entry in entries if entry["rows"]],
     }
 
 

@@ -23,7 +23,7 @@ from etils import epath
 
 from pangu_tiny.data import rows
 from pangu_tiny.data.dataset import DESCRIPTION, TOKENIZER, TokenDataset
-from pangu_tiny.data.describe import report, write_description
+from pangu_tiny.data.describe import report, sum_skipped, write_description
 from pangu_tiny.data.shards import UNITS, Job
 from pangu_tiny.data.text import (
     Skipped,
@@ -125,9 +125,8 @@ def prepare_data(
         ]  # fmt: skip
         run_jobs(jobs, given, processes, "tokenising")
         results = [json.loads(job.result.read_text()) for job in jobs]
-        write_description(
-            folder, [source.name for source in sources], results, given, sequence_length
-        )
+        names = [source.name for source in sources]
+        write_description(folder, names, results, sum_skipped(results), given, sequence_length)
     if (folder / UNITS).exists():
         (folder / UNITS).rmtree()
     dataset = TokenDataset.open(workdir)

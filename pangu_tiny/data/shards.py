@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,56 +48,66 @@ class Job:
     def result(self) -> epath.Path:
         return epath.Path(self.workdir) / UNITS / f"{self.index:05d}.json"
 
-    def shard(self, split: str) -> str:
-        return f"tokens-{split}.array_record-{self.index:05d}-of-{self.count:05d}"
-
     def run(self, tokenizer: Tokenizer) -> None:
         """Writes the unit's shards, at most one for each split, and the result."""
         skipped = Skipped()
         documents = read_documents(self.unit, skipped, self.text_key, self.bad_utf8)
-        shards = {split: _Shard(self, split, tokenizer) for split in SPLITS}
+        shards = {
+            split: ShardWriter(
+                self.workdir,
+                shard_name(split, self.index, self.count),
+                self.sequence_length,
+                tokenizer,
+            )
+            for split in SPLITS
+        }
+        sizes: dict[str, Counter[str]] = {"train": Counter(bytes=0)}
+        sizes["held_out"] = Counter(bytes=0, gzip_bytes=0, xz_bytes=0)
         for batch in batches(documents):
             for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
                 split = SPLITS[held_out(text, self.held_out_fraction)]
-                shards[split].add(text, ids)
+                shards[split].add(ids)
+                utf8 = text.encode()
+                sizes[split]["bytes"] += len(utf8)
+                if split == "held_out":
+                    sizes[split]["gzip_bytes"] += len(gzip.compress(utf8, 9))
+                    sizes[split]["xz_bytes"] += _xz_size(utf8)
             for shard in shards.values():
                 shard.flush()
         result = {
             "source": self.unit.source,
             "skipped": dataclasses.asdict(skipped),
-            "splits": {split: shard.finish() for split, shard in shards.items()},
+            "splits": {split: {**sizes[split], **shards[split].finish()} for split in SPLITS},
         }
         write_atomically(self.result, json.dumps(result))
 
 
-class _Shard:
-    """Rows on their way into one ArrayRecord file, which appears whole or not at all."""
+def shard_name(split: str, index: int, count: int) -> str:
+    """The file of a split's rows of unit `index` of `count`, as TFDS wants it."""
+    return f"tokens-{split}.array_record-{index:05d}-of-{count:05d}"
 
-    def __init__(self, job: Job, split: str, tokenizer: Tokenizer):
-        self._name = job.shard(split)
-        self._folder = job.workdir
-        self._split = split
+
+class ShardWriter:
+    """Rows on their way into one ArrayRecord file, which appears whole or not at all; without a
+    row there is no file."""
+
+    def __init__(self, folder: str, name: str, sequence_length: int, tokenizer: Tokenizer):
+        self._name = name
+        self._folder = folder
         self._unknown_id = tokenizer.unknown_id
+        self._unknown = 0
         self._dtype = records.row_dtype(tokenizer.vocab_size)
-        self._packer = rows.Packer(job.sequence_length, tokenizer.begin_id, tokenizer.end_id)
+        self._packer = rows.Packer(sequence_length, tokenizer.begin_id, tokenizer.end_id)
         self._waiting: list[np.ndarray] = []
         self._digest = hashlib.sha256()
-        self._counts = {"bytes": 0, "unknown": 0}
-        if split == "held_out":
-            self._counts |= {"gzip_bytes": 0, "xz_bytes": 0}
         # ArrayRecord's writer knows local files only.
-        remote = "://" in job.workdir
-        here = tempfile.gettempdir() if remote else job.workdir
+        here = tempfile.gettempdir() if "://" in folder else folder
         self._temporary = os.path.join(here, f".{self._name}.{os.getpid()}.tmp")
         self._writer: Any = None
 
-    def add(self, text: str, ids: np.ndarray) -> None:
-        utf8 = text.encode()
-        self._counts["bytes"] += len(utf8)
-        self._counts["unknown"] += int((ids == self._unknown_id).sum())
-        if self._split == "held_out":
-            self._counts["gzip_bytes"] += len(gzip.compress(utf8, 9))
-            self._counts["xz_bytes"] += _xz_size(utf8)
+    def add(self, ids: np.ndarray) -> None:
+        """Takes the ids of a document's text."""
+        self._unknown += int((ids == self._unknown_id).sum())
         self._waiting.append(ids)
 
     def flush(self) -> None:
@@ -106,6 +117,7 @@ class _Shard:
 
     def finish(self) -> dict[str, Any]:
         """Puts the file in its place and returns its entry for dataset.json, counts included."""
+        self.flush()
         self._write(self._packer.finish())
         packer = self._packer
         entry = {
@@ -115,7 +127,7 @@ class _Shard:
             "targets": packer.tokens - packer.documents,
             "padding": packer.padding,
             "cut_documents": packer.cut_documents,
-            **self._counts,
+            "unknown": self._unknown,
         }
         if self._writer:
             with self._naming_failures():

@@ -12,6 +12,7 @@ The folder that it writes holds
 """
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -147,16 +148,65 @@ def compress_tokenizer(
     return found
 
 
-def read_id_map(path: str) -> dict[str, Any]:
-    """Opens the id_map.json in a folder of compress-tokenizer.
+@dataclasses.dataclass(frozen=True, eq=False)
+class IdMap:
+    """The id_map.json of a folder of compress-tokenizer.
 
-    Raises:
-      UserError: there is none.
+    Attributes:
+      folder, method, exact, old_digest, new_digest: as there.
+      old_to_new: for every old id its new ones.
+      new_to_old: for every new id the old one.
     """
-    file = epath.Path(path) / ID_MAP
-    if not file.exists():
-        raise UserError(f"{path} has no {ID_MAP}; expected a folder that compress-tokenizer wrote")
-    return json.loads(file.read_text())
+
+    folder: str
+    method: str
+    exact: bool
+    old_digest: str
+    new_digest: str
+    old_to_new: list[list[int]]
+    new_to_old: list[int]
+
+    @classmethod
+    def open(cls, folder: str) -> "IdMap":
+        """Reads the map.
+
+        Raises:
+          UserError: there is none.
+        """
+        file = epath.Path(folder) / ID_MAP
+        if not file.exists():
+            raise UserError(
+                f"tokenizer {folder} has no {ID_MAP}; expected a folder of compress-tokenizer"
+            )
+        return cls(folder, **json.loads(file.read_text()))
+
+    def tokenizer(self) -> Tokenizer:
+        """The compact tokenizer beside the map.
+
+        Raises:
+          UserError: it is another one.
+        """
+        found = Tokenizer.open(epath.Path(self.folder) / TOKENIZER)
+        if found.digest != self.new_digest:
+            raise UserError(
+                f"tokenizer {found.name} has digest {found.digest}; {ID_MAP} beside it is of"
+                f" {self.new_digest}"
+            )
+        return found
+
+    def map(self, ids: np.ndarray) -> np.ndarray:
+        """What a text's old ids become, int32."""
+        flat, starts, lengths = self._table
+        counts = lengths[ids]
+        firsts = np.cumsum(counts) - counts
+        places = np.repeat(starts[ids] - firsts, counts) + np.arange(counts.sum())
+        return flat[places]
+
+    @functools.cached_property
+    def _table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        lengths = np.array(list(map(len, self.old_to_new)))
+        flat = np.array([new for ids in self.old_to_new for new in ids], np.int32)
+        return flat, np.cumsum(lengths) - lengths, lengths
 
 
 def _prepare(big: Tokenizer, counted: Counts, method: str, keep: Sequence[str]) -> Cut:

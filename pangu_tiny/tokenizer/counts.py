@@ -9,6 +9,7 @@ neither their order nor on how the work was cut.
 """
 
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -128,7 +129,10 @@ def count_tokens(
         rows = TokenDataset.open(dataset)
         model = Tokenizer(rows.tokenizer_bytes())
         identity: dict[str, Any] = {"dataset_digest": rows.digest}
-        jobs: list[Any] = _dataset_jobs(rows, workdir)
+        jobs: list[Any] = [
+            DatasetJob(index, workdir, dataset, shard)
+            for index, shard in enumerate(rows.description["splits"]["train"]["shards"])
+        ]
         held_out_fraction = None
     else:
         model = Tokenizer.open(tokenizer)
@@ -275,44 +279,40 @@ class TextJob:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetJob:
-    """A shard of a token dataset to count; `documents` and `bytes` are known beforehand."""
+    """A shard of a token dataset's training split to count; `shard` is its entry there."""
 
     index: int
     workdir: str
     dataset: str
-    shard: int
-    source: str
-    size: int
-    described: dict[str, Any]
+    shard: dict[str, Any]
+
+    @property
+    def source(self) -> str:
+        return self.shard["source"]
+
+    @property
+    def size(self) -> int:
+        return self.shard["size"]
 
     @property
     def result(self) -> epath.Path:
         return _part(self.workdir, self.index)
 
     def run(self, tokenizer: Tokenizer) -> None:
-        counted = SourceCounts(np.zeros(tokenizer.pieces, np.int64), **self.described)
-        for _, ids in TokenDataset.open(self.dataset).documents("train", [self.shard]):
+        counted = SourceCounts(
+            np.zeros(tokenizer.pieces, np.int64),
+            self.shard["documents"],
+            self.shard["bytes"],
+            document_digest(f"{self.index} {self.shard['digest']}"),
+        )
+        for _, ids in _open_dataset(self.dataset).documents("train", [self.index]):
             np.add.at(counted.times, ids[1:-1], 1)
         _save(self.result, counted)
 
 
-def _dataset_jobs(dataset: TokenDataset, workdir: str) -> list[DatasetJob]:
-    jobs = []
-    described: set[str] = set()
-    train = dataset.description["splits"]["train"]
-    for index, shard in enumerate(train["shards"]):
-        source = shard["source"]
-        totals = {}
-        if source not in described:  # the dataset knows them for the source as a whole
-            described.add(source)
-            entry = train["sources"][source]
-            totals = {
-                "documents": entry["documents"],
-                "bytes": entry["bytes"],
-                "digest": document_digest(f"{dataset.digest} {source}"),
-            }
-        jobs.append(DatasetJob(index, workdir, dataset.path, index, source, shard["size"], totals))
-    return jobs
+@functools.lru_cache(maxsize=1)
+def _open_dataset(path: str) -> TokenDataset:
+    return TokenDataset.open(path)
 
 
 def write_counts(

@@ -1,0 +1,87 @@
+"""remap-dataset: the dataset that the text itself would give."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from pangu_tiny.data.dataset import TokenDataset
+from pangu_tiny.data.remap import remap_dataset
+from pangu_tiny.errors import UserError
+from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.tokenizer.compress import compress_tokenizer
+from pangu_tiny.tokenizer.counts import count_tokens
+
+
+@pytest.fixture(scope="module")
+def cut(dataset, tokenizer_file, tmp_path_factory):
+    """A folder of compress-tokenizer, by method: 280 of 300 pieces."""
+    folder = tmp_path_factory.mktemp("cut")
+    count_tokens(str(folder / "counts"), dataset=dataset.path, processes=1)
+    shape = ModelShape(depth=1, width=8, heads=1, ffn_width=8, vocab_size=280)
+    for method in ("unused", "flow"):
+        compress_tokenizer(
+            str(folder / "counts"), tokenizer_file, str(folder / method), shape,
+            vocab_size=280, method=method,
+        )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_exact_is_as_prepared_from_text(dataset, cut, prepare, corpora, tmp_path, processes):
+    remap_dataset(dataset.path, str(cut / "unused"), str(tmp_path / "a"), processes=processes)
+    mapped = TokenDataset.open(tmp_path / "a")
+    again = prepare(corpora, tmp_path / "b", tokenizer=str(cut / "unused" / "tokenizer.model"))
+    assert mapped.description == again.description
+    assert mapped.vocab_size == 280
+    for shard in pathlib.Path(again.path).glob("tokens-*"):
+        assert (tmp_path / "a" / shard.name).read_bytes() == shard.read_bytes()
+
+
+def test_a_killed_run_goes_on(dataset, cut, tmp_path, monkeypatch):
+    from pangu_tiny.data import remap
+
+    run, done = remap.Job.run, []
+
+    def stop(self, tokenizer):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        run(self, tokenizer)
+        done.append(self.index)
+
+    monkeypatch.setattr(remap.Job, "run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        remap_dataset(dataset.path, str(cut / "unused"), str(tmp_path / "w"), processes=1)
+    first = list(done)
+    monkeypatch.setattr(remap.Job, "run", lambda *given: (done.append(given[0].index), run(*given)))
+    remap_dataset(dataset.path, str(cut / "unused"), str(tmp_path / "w"), processes=1)
+    assert len(done) == len(set(done)) > len(first)
+    remap_dataset(dataset.path, str(cut / "unused"), str(tmp_path / "whole"), processes=1)
+    again = TokenDataset.open(tmp_path / "w")
+    assert again.digest == TokenDataset.open(tmp_path / "whole").digest
+
+
+def test_what_is_not_exact_has_to_be_asked_for(dataset, cut, tmp_path, tokenizer_of):
+    with pytest.raises(UserError, match=r"cut by 'flow'.*approximate = True"):
+        remap_dataset(dataset.path, str(cut / "flow"), str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
+    remap_dataset(
+        dataset.path, str(cut / "flow"), str(tmp_path / "w"), approximate=True, processes=1
+    )
+    mapped = TokenDataset.open(tmp_path / "w")
+    texts = [
+        [tokenizer_of(d).decode(ids[1:-1]) for _, ids in d.documents("train")]
+        for d in (dataset, mapped)
+    ]
+    assert texts[0] == texts[1]
+    assert np.max(mapped.read("train", np.arange(mapped.rows("train")))) < 280
+
+
+def test_what_does_not_belong_together_is_refused(dataset, cut, prepare, corpora, tmp_path):
+    with pytest.raises(UserError, match=r"has no id_map\.json"):
+        remap_dataset(dataset.path, dataset.path, str(tmp_path / "w"))
+    remap_dataset(dataset.path, str(cut / "unused"), str(tmp_path / "a"), processes=1)
+    with pytest.raises(UserError, match="was cut out of"):
+        remap_dataset(str(tmp_path / "a"), str(cut / "unused"), str(tmp_path / "w"))
+    with pytest.raises(UserError, match="processes is 0"):
+        remap_dataset(dataset.path, str(cut / "unused"), str(tmp_path / "w"), processes=0)
