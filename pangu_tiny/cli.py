@@ -12,7 +12,7 @@ from pangu_tiny import config, workdir
 from pangu_tiny.errors import UserError
 
 STAGES = {
-    "count-tokens": ("pangu_tiny.tokenizer.counts", "how often a tokenizer emits each id"),
+    "count-tokens": ("pangu_tiny.tokenizer.counting", "how often a tokenizer emits each id"),
     "compress-tokenizer": ("pangu_tiny.tokenizer.compress", "a small tokenizer out of a big one"),
     "prepare-data": ("pangu_tiny.data.prepare", "text to rows of token ids"),
     "remap-dataset": ("pangu_tiny.data.remap", "rows of token ids to those of a small tokenizer"),

@@ -1,44 +1,27 @@
-"""The stage that counts how often a tokenizer emits each id over a corpus.
+"""How often a tokenizer emitted each id: what count-tokens writes and others read.
 
-The folder that it writes holds counts.npy, int64 [sources, ids], and counts.json, which says of
-what: the digests of tokenizer and corpus, and for every source its `documents`, `bytes` (raw UTF-8)
-and `tokens` (text without marks). Only the training split is counted.
+The folder holds counts.npy, int64 [sources, ids], and counts.json, which says of what: the digests
+of tokenizer and corpus, and for every source its `documents`, `bytes` (raw UTF-8) and `tokens`
+(text without marks). Only the training split is counted.
 
 The digest of a source is the sum of the sha256 of its documents, modulo 2^256: it depends on
 neither their order nor on how the work was cut.
 """
 
 import dataclasses
-import functools
 import io
 import json
-import os
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from pangu_tiny.data.dataset import TokenDataset
-from pangu_tiny.data.text import (
-    Skipped,
-    Text,
-    Unit,
-    batches,
-    check_reading,
-    document_digest,
-    find_sources,
-    held_out,
-    read_documents,
-    split_units,
-)
-from pangu_tiny.data.workers import run_jobs
 from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.workdir import claim, write_atomically
+from pangu_tiny.workdir import write_atomically
 
-_COUNTS, _DESCRIPTION, _UNITS = "counts.npy", "counts.json", "units"
-_MOSTLY = 0.5  # share of unknown and byte tokens that deserves a warning
+DESCRIPTION = "counts.json"
+_COUNTS = "counts.npy"
 
 
 @dataclasses.dataclass
@@ -52,13 +35,13 @@ class SourceCounts:
     empty: int = 0
     bad_utf8: int = 0
 
-    def add(self, other: "SourceCounts") -> None:
-        self.times = self.times + other.times
-        self.documents += other.documents
-        self.bytes += other.bytes
-        self.digest = (self.digest + other.digest) % 2**256
-        self.empty += other.empty
-        self.bad_utf8 += other.bad_utf8
+    def __add__(self, other: "SourceCounts") -> "SourceCounts":
+        total = SourceCounts(*(a + b for a, b in zip(self._values(), other._values(), strict=True)))
+        total.digest %= 2**256
+        return total
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
     def describe(self) -> dict[str, Any]:
         rest = {name: value for name, value in vars(self).items() if name != "times"}
@@ -85,87 +68,6 @@ class Counts(NamedTuple):
         return f"{total % 2**256:064x}"
 
 
-def count_tokens(
-    workdir: str,
-    text: Text | None = None,
-    tokenizer: str | None = None,
-    dataset: str | None = None,
-    held_out_fraction: float = 0.01,
-    processes: int | None = None,
-    bad_utf8: str = "skip",
-    text_key: str = "text",
-    unit_bytes: int | None = None,
-) -> dict[str, Any]:
-    """Counts the ids that a tokenizer emits over text, or those of a token dataset.
-
-    The result depends on neither the number of processes nor on interruptions: run again, the
-    stage goes on after the last unit of text that it finished.
-
-    Args:
-      workdir: the folder to write, local or gs://.
-      text: as prepare-data takes it; or
-      dataset: a folder that prepare-data wrote, whose training split is counted without text.
-      tokenizer: the SentencePiece model file; a dataset has its own.
-      held_out_fraction: share of documents that are not counted, by the rule of prepare-data;
-        unused with a dataset, which was split before.
-      processes: worker processes; all cores by default.
-      bad_utf8: "skip" (and count) documents that are not UTF-8, or "fail".
-      text_key: the JSON key, Parquet column or TFDS feature that holds the text.
-      unit_bytes: text that is counted at a time; by default as prepare-data cuts it.
-
-    Returns:
-      What counts.json holds.
-
-    Raises:
-      UserError: of the arguments, the text or the workdir, or there is nothing to count.
-    """
-    check_reading("count_tokens", held_out_fraction, processes, bad_utf8)
-    if (text is None) == (dataset is None) or (text is None) != (tokenizer is None):
-        raise UserError(
-            f"count_tokens has text = {text!r}, tokenizer = {tokenizer!r}, dataset = {dataset!r};"
-            " expected text and tokenizer, or a dataset alone"
-        )
-    if dataset is not None:
-        rows = TokenDataset.open(dataset)
-        model = Tokenizer(rows.tokenizer_bytes())
-        identity: dict[str, Any] = {"dataset_digest": rows.digest}
-        jobs: list[Any] = [
-            DatasetJob(index, workdir, dataset, shard)
-            for index, shard in enumerate(rows.description["splits"]["train"]["shards"])
-        ]
-        held_out_fraction = None
-    else:
-        model = Tokenizer.open(tokenizer)
-        sources = find_sources(text)
-        identity = {
-            "sources": [source.identity() for source in sources],
-            "text_key": text_key,
-            "held_out_fraction": held_out_fraction,
-            "unit_bytes": unit_bytes,
-        }
-        reading = Reading(held_out_fraction, text_key, bad_utf8)
-        jobs = [
-            TextJob(index, workdir, unit, reading)
-            for index, unit in enumerate(split_units(sources, unit_bytes))
-        ]
-    folder = claim(workdir, "count-tokens", identity | {"tokenizer_digest": model.digest})
-    if not (folder / _DESCRIPTION).exists():
-        (folder / _UNITS).mkdir(exist_ok=True)
-        run_jobs(jobs, model, processes, "counting")
-        by_source: dict[str, SourceCounts] = {}
-        for job in jobs:
-            part = _load(job.result)
-            if job.source in by_source:
-                by_source[job.source].add(part)
-            else:
-                by_source[job.source] = part
-        write_counts(folder, by_source, model, held_out_fraction)
-    if (folder / _UNITS).exists():
-        (folder / _UNITS).rmtree()
-    print(_report(folder, model))
-    return json.loads((folder / _DESCRIPTION).read_text())
-
-
 def read_counts(folders: str | list[str], tokenizer: Tokenizer) -> Counts:
     """Opens one folder of count-tokens, or adds several up.
 
@@ -175,10 +77,10 @@ def read_counts(folders: str | list[str], tokenizer: Tokenizer) -> Counts:
     """
     counts: Counts | None = None
     for path in [folders] if isinstance(folders, str) else folders:
-        file = epath.Path(path) / _DESCRIPTION
+        file = epath.Path(path) / DESCRIPTION
         if not file.exists():
             raise UserError(
-                f"counts {path} has no {_DESCRIPTION}; expected a folder that count-tokens finished"
+                f"counts {path} has no {DESCRIPTION}; expected a folder that count-tokens finished"
             )
         found = json.loads(file.read_text())
         if found["tokenizer_digest"] != tokenizer.digest:
@@ -223,98 +125,6 @@ def _merged(counts: Counts, other: Counts, path: str) -> Counts:
     )
 
 
-class Reading(NamedTuple):
-    """How text becomes the documents that are counted."""
-
-    held_out_fraction: float
-    text_key: str
-    bad_utf8: str
-
-
-def count_unit(unit: Unit, reading: Reading, tokenizer: Tokenizer) -> SourceCounts:
-    """Counts the documents of a unit that are not held out, in memory that does not grow."""
-    skipped = Skipped()
-    counted = SourceCounts(np.zeros(tokenizer.pieces, np.int64))
-
-    def training_documents() -> Iterator[str]:
-        for text in read_documents(unit, skipped, reading.text_key, reading.bad_utf8):
-            if not held_out(text, reading.held_out_fraction):
-                counted.documents += 1
-                counted.bytes += len(text.encode())
-                counted.digest += document_digest(text)
-                yield text
-
-    for batch in batches(training_documents()):
-        ids = np.concatenate(tokenizer.encode_batch(batch))
-        counted.times += np.bincount(ids, minlength=tokenizer.pieces)
-    counted.digest %= 2**256
-    counted.empty, counted.bad_utf8 = skipped.empty, skipped.bad_utf8
-    return counted
-
-
-@dataclasses.dataclass(frozen=True)
-class TextJob:
-    """A unit of text to count."""
-
-    index: int
-    workdir: str
-    unit: Unit
-    reading: Reading
-
-    @property
-    def source(self) -> str:
-        return self.unit.source
-
-    @property
-    def size(self) -> int:
-        return self.unit.size
-
-    @property
-    def result(self) -> epath.Path:
-        return _part(self.workdir, self.index)
-
-    def run(self, tokenizer: Tokenizer) -> None:
-        _save(self.result, count_unit(self.unit, self.reading, tokenizer))
-
-
-@dataclasses.dataclass(frozen=True)
-class DatasetJob:
-    """A shard of a token dataset's training split to count; `shard` is its entry there."""
-
-    index: int
-    workdir: str
-    dataset: str
-    shard: dict[str, Any]
-
-    @property
-    def source(self) -> str:
-        return self.shard["source"]
-
-    @property
-    def size(self) -> int:
-        return self.shard["size"]
-
-    @property
-    def result(self) -> epath.Path:
-        return _part(self.workdir, self.index)
-
-    def run(self, tokenizer: Tokenizer) -> None:
-        counted = SourceCounts(
-            np.zeros(tokenizer.pieces, np.int64),
-            self.shard["documents"],
-            self.shard["bytes"],
-            document_digest(f"{self.index} {self.shard['digest']}"),
-        )
-        for _, ids in _open_dataset(self.dataset).documents("train", [self.index]):
-            np.add.at(counted.times, ids[1:-1], 1)
-        _save(self.result, counted)
-
-
-@functools.lru_cache(maxsize=1)
-def _open_dataset(path: str) -> TokenDataset:
-    return TokenDataset.open(path)
-
-
 def write_counts(
     folder: epath.Path,
     by_source: dict[str, SourceCounts],
@@ -341,7 +151,7 @@ def write_counts(
         "held_out_fraction": held_out_fraction,
         "sources": {name: counted.describe() for name, counted in by_source.items()},
     }
-    write_atomically(folder / _DESCRIPTION, json.dumps(description, indent=1))
+    write_atomically(folder / DESCRIPTION, json.dumps(description, indent=1))
 
 
 def strange_share(times: np.ndarray, tokenizer: Tokenizer) -> float:
@@ -349,39 +159,14 @@ def strange_share(times: np.ndarray, tokenizer: Tokenizer) -> float:
     return float(times[tokenizer.strange].sum() / times.sum())
 
 
-def _report(folder: epath.Path, tokenizer: Tokenizer) -> str:
-    counts = read_counts(os.fspath(folder), tokenizer)
-    lines = [f"counts {folder}: tokenizer {counts.tokenizer_digest[:12]}"]
-    for name, source in counts.sources.items():
-        times = counts.times_by_source[name]
-        if not times.sum():
-            lines.append(f"  {name:<16} nothing")
-            continue
-        strange = strange_share(times, tokenizer)
-        lines.append(
-            f"  {name:<16} {source['documents']:,} documents, {source['bytes'] / 1e6:,.2f} MB,"
-            f" {source['tokens']:,} tokens, {source['bytes'] / source['tokens']:.2f} bytes a token,"
-            f" {np.count_nonzero(times):,} of {tokenizer.pieces:,} pieces seen"
-        )
-        if strange > _MOSTLY:
-            lines.append(
-                f"  WARNING: {strange:.0%} of the tokens of {name} are unknown or lone bytes;"
-                " this tokenizer was not made for that text"
-            )
-    return "\n".join(lines)
-
-
-def _part(workdir: str, index: int) -> epath.Path:
-    return epath.Path(workdir) / _UNITS / f"{index:05d}.npz"
-
-
-def _save(file: epath.Path, counted: SourceCounts) -> None:
+def save(file: epath.Path, counted: SourceCounts) -> None:
+    """Writes counts to a file that appears whole or not at all."""
     data = io.BytesIO()
     rest = {name: value for name, value in vars(counted).items() if name != "times"}
     np.savez_compressed(data, times=counted.times, rest=np.array(json.dumps(rest)))
     write_atomically(file, data.getvalue())
 
 
-def _load(file: epath.Path) -> SourceCounts:
+def load(file: epath.Path) -> SourceCounts:
     with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as found:
         return SourceCounts(found["times"], **json.loads(str(found["rest"])))

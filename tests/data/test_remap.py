@@ -10,7 +10,7 @@ from pangu_tiny.data.remap import remap_dataset
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.tokenizer.compress import compress_tokenizer
-from pangu_tiny.tokenizer.counts import count_tokens
+from pangu_tiny.tokenizer.counting import count_tokens
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.tokenizer.compress import compress_tokenizer
-from pangu_tiny.tokenizer.counts import count_tokens
+from pangu_tiny.tokenizer.counting import count_tokens
 from pangu_tiny.tokenizer.model import Tokenizer, train_tokenizer
 
 _SYLLABLES = ["the", "re", "in", "st", "and", "er", "größ", "世界", "世", "🙂", "ing", "ion"]

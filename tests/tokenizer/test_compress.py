@@ -11,7 +11,8 @@ import pytest
 from pangu_tiny.data.text import held_out
 from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer import proto, prune
-from pangu_tiny.tokenizer.counts import count_tokens, read_counts
+from pangu_tiny.tokenizer.counting import count_tokens
+from pangu_tiny.tokenizer.counts import read_counts
 from pangu_tiny.tokenizer.model import Tokenizer, train_tokenizer
 from pangu_tiny.tokenizer.vocabulary import Vocabulary
 

@@ -10,7 +10,8 @@ import pytest
 
 from pangu_tiny.data.text import document_digest, held_out
 from pangu_tiny.errors import UserError
-from pangu_tiny.tokenizer.counts import count_tokens, read_counts
+from pangu_tiny.tokenizer.counting import count_tokens
+from pangu_tiny.tokenizer.counts import read_counts
 from pangu_tiny.tokenizer.model import Tokenizer, train_tokenizer
 
 
@@ -61,6 +62,17 @@ def test_neither_units_nor_processes_nor_order_change_anything(
     assert other.sources == counts.sources
     np.testing.assert_array_equal(other.times, counts.times)
     assert other.digest == counts.digest
+
+
+def test_beam_counts_the_same(counts, count, corpora, dataset, tmp_path):
+    pytest.importorskip("apache_beam")
+    other = count(corpora, tmp_path / "t", runner="DirectRunner", unit_bytes=3000)
+    assert other.sources == counts.sources
+    np.testing.assert_array_equal(other.times, counts.times)
+    rows = {"dataset": dataset.path, "tokenizer": None, "runner": "DirectRunner"}
+    np.testing.assert_array_equal(count(None, tmp_path / "d", **rows).times, counts.times)
+    with pytest.raises(UserError, match="runner is 'NoRunner'"):
+        count(corpora, tmp_path / "n", runner="NoRunner")
 
 
 def test_folders_of_counts_add_up(counts, count, corpora, tmp_path, tokenizer):

@@ -1,0 +1,264 @@
+"""The stage that counts how often a tokenizer emits each id over a corpus (see `counts.py`)."""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from pangu_tiny.data.dataset import TokenDataset
+from pangu_tiny.data.text import (
+    Skipped,
+    Text,
+    Unit,
+    batches,
+    check_reading,
+    document_digest,
+    find_sources,
+    held_out,
+    read_documents,
+    split_units,
+)
+from pangu_tiny.data.workers import run_jobs
+from pangu_tiny.errors import UserError
+from pangu_tiny.tokenizer.counts import (
+    DESCRIPTION,
+    SourceCounts,
+    load,
+    read_counts,
+    save,
+    strange_share,
+    write_counts,
+)
+from pangu_tiny.tokenizer.model import Tokenizer
+from pangu_tiny.workdir import claim
+
+_UNITS = "units"
+_MOSTLY = 0.5  # share of unknown and byte tokens that deserves a warning
+
+
+def count_tokens(
+    workdir: str,
+    text: Text | None = None,
+    tokenizer: str | None = None,
+    dataset: str | None = None,
+    held_out_fraction: float = 0.01,
+    processes: int | None = None,
+    bad_utf8: str = "skip",
+    text_key: str = "text",
+    unit_bytes: int | None = None,
+    runner: str | None = None,
+    runner_options: list[str] | None = None,
+) -> dict[str, Any]:
+    """Counts the ids that a tokenizer emits over text, or those of a token dataset.
+
+    The result depends on neither the number of processes nor on interruptions: run again, the
+    stage goes on after the last unit of text that it finished.
+
+    Args:
+      workdir: the folder to write, local or gs://.
+      text: as prepare-data takes it; or
+      dataset: a folder that prepare-data wrote, whose training split is counted without text.
+      tokenizer: the SentencePiece model file; a dataset has its own.
+      held_out_fraction: share of documents that are not counted, by the rule of prepare-data;
+        unused with a dataset, which was split before.
+      processes: worker processes; all cores by default.
+      bad_utf8: "skip" (and count) documents that are not UTF-8, or "fail".
+      text_key: the JSON key, Parquet column or TFDS feature that holds the text.
+      unit_bytes: text that is counted at a time; by default as prepare-data cuts it.
+      runner: counts with Apache Beam on that runner (DirectRunner, DataflowRunner, FlinkRunner,
+        SparkRunner, …) instead of on this machine's cores; text and workdir must lie where its
+        workers can reach them, with this package installed there. Equal counts; an interrupted
+        pipeline starts over.
+      runner_options: its flags, such as ['--project=P', '--region=R', '--temp_location=gs://…'].
+
+    Returns:
+      What counts.json holds.
+
+    Raises:
+      UserError: of the arguments, the text or the workdir, or there is nothing to count.
+    """
+    check_reading("count_tokens", held_out_fraction, processes, bad_utf8)
+    if (text is None) == (dataset is None) or (text is None) != (tokenizer is None):
+        raise UserError(
+            f"count_tokens has text = {text!r}, tokenizer = {tokenizer!r}, dataset = {dataset!r};"
+            " expected text and tokenizer, or a dataset alone"
+        )
+    if dataset is not None:
+        rows = TokenDataset.open(dataset)
+        model = Tokenizer(rows.tokenizer_bytes())
+        identity: dict[str, Any] = {"dataset_digest": rows.digest}
+        jobs: list[Any] = [
+            DatasetJob(index, workdir, dataset, shard)
+            for index, shard in enumerate(rows.description["splits"]["train"]["shards"])
+        ]
+        held_out_fraction = None
+    else:
+        model = Tokenizer.open(tokenizer)
+        sources = find_sources(text)
+        identity = {
+            "sources": [source.identity() for source in sources],
+            "text_key": text_key,
+            "held_out_fraction": held_out_fraction,
+            "unit_bytes": unit_bytes,
+        }
+        reading = Reading(held_out_fraction, text_key, bad_utf8)
+        jobs = [
+            TextJob(index, workdir, unit, reading)
+            for index, unit in enumerate(split_units(sources, unit_bytes))
+        ]
+    folder = claim(workdir, "count-tokens", identity | {"tokenizer_digest": model.digest})
+    if not (folder / DESCRIPTION).exists():
+        (folder / _UNITS).mkdir(exist_ok=True)
+        if runner is None:
+            run_jobs(jobs, model, processes, "counting")
+            parts = [(job.source, job.result) for job in jobs]
+        else:
+            parts = _count_with_beam(jobs, model, folder, runner, runner_options or [])
+        by_source: dict[str, SourceCounts] = {}
+        for source, file in parts:
+            part = load(file)
+            by_source[source] = by_source[source] + part if source in by_source else part
+        write_counts(folder, by_source, model, held_out_fraction)
+    if (folder / _UNITS).exists():
+        (folder / _UNITS).rmtree()
+    print(_report(folder, model))
+    return json.loads((folder / DESCRIPTION).read_text())
+
+
+def _count_with_beam(
+    jobs: list[Any], tokenizer: Tokenizer, folder: epath.Path, runner: str, options: list[str]
+) -> list[tuple[str, epath.Path]]:
+    from pangu_tiny.tokenizer.beam import count_by_source  # Beam is large, and optional
+
+    names = list(dict.fromkeys(job.source for job in jobs))
+    files = {name: folder / _UNITS / f"source-{i}.npz" for i, name in enumerate(names)}
+    if not all(file.exists() for file in files.values()):
+        count_by_source(jobs, files, tokenizer, runner, options)
+    return list(files.items())
+
+
+class Reading(NamedTuple):
+    """How text becomes the documents that are counted."""
+
+    held_out_fraction: float
+    text_key: str
+    bad_utf8: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TextJob:
+    """A unit of text to count."""
+
+    index: int
+    workdir: str
+    unit: Unit
+    reading: Reading
+
+    @property
+    def source(self) -> str:
+        return self.unit.source
+
+    @property
+    def size(self) -> int:
+        return self.unit.size
+
+    @property
+    def result(self) -> epath.Path:
+        return _part(self.workdir, self.index)
+
+    def run(self, tokenizer: Tokenizer) -> None:
+        save(self.result, self.count(tokenizer))
+
+    def count(self, tokenizer: Tokenizer) -> SourceCounts:
+        """Counts the documents that are not held out, in memory that does not grow."""
+        skipped = Skipped()
+        counted = SourceCounts(np.zeros(tokenizer.pieces, np.int64))
+
+        def training_documents() -> Iterator[str]:
+            reading = self.reading
+            for text in read_documents(self.unit, skipped, reading.text_key, reading.bad_utf8):
+                if not held_out(text, reading.held_out_fraction):
+                    counted.documents += 1
+                    counted.bytes += len(text.encode())
+                    counted.digest += document_digest(text)
+                    yield text
+
+        for batch in batches(training_documents()):
+            ids = np.concatenate(tokenizer.encode_batch(batch))
+            counted.times += np.bincount(ids, minlength=tokenizer.pieces)
+        counted.digest %= 2**256
+        counted.empty, counted.bad_utf8 = skipped.empty, skipped.bad_utf8
+        return counted
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetJob:
+    """A shard of a token dataset's training split to count; `shard` is its entry there."""
+
+    index: int
+    workdir: str
+    dataset: str
+    shard: dict[str, Any]
+
+    @property
+    def source(self) -> str:
+        return self.shard["source"]
+
+    @property
+    def size(self) -> int:
+        return self.shard["size"]
+
+    @property
+    def result(self) -> epath.Path:
+        return _part(self.workdir, self.index)
+
+    def run(self, tokenizer: Tokenizer) -> None:
+        save(self.result, self.count(tokenizer))
+
+    def count(self, tokenizer: Tokenizer) -> SourceCounts:
+        """Counts the ids of the documents' text, without marks."""
+        counted = SourceCounts(
+            np.zeros(tokenizer.pieces, np.int64),
+            self.shard["documents"],
+            self.shard["bytes"],
+            document_digest(f"{self.index} {self.shard['digest']}"),
+        )
+        for _, ids in _open_dataset(self.dataset).documents("train", [self.index]):
+            np.add.at(counted.times, ids[1:-1], 1)
+        return counted
+
+
+@functools.lru_cache(maxsize=1)
+def _open_dataset(path: str) -> TokenDataset:
+    return TokenDataset.open(path)
+
+
+def _report(folder: epath.Path, tokenizer: Tokenizer) -> str:
+    counts = read_counts(os.fspath(folder), tokenizer)
+    lines = [f"counts {folder}: tokenizer {counts.tokenizer_digest[:12]}"]
+    for name, source in counts.sources.items():
+        times = counts.times_by_source[name]
+        if not times.sum():
+            lines.append(f"  {name:<16} nothing")
+            continue
+        strange = strange_share(times, tokenizer)
+        lines.append(
+            f"  {name:<16} {source['documents']:,} documents, {source['bytes'] / 1e6:,.2f} MB,"
+            f" {source['tokens']:,} tokens, {source['bytes'] / source['tokens']:.2f} bytes a token,"
+            f" {np.count_nonzero(times):,} of {tokenizer.pieces:,} pieces seen"
+        )
+        if strange > _MOSTLY:
+            lines.append(
+                f"  WARNING: {strange:.0%} of the tokens of {name} are unknown or lone bytes;"
+                " this tokenizer was not made for that text"
+            )
+    return "\n".join(lines)
+
+
+def _part(workdir: str, index: int) -> epath.Path:
+    return epath.Path(workdir) / _UNITS / f"{index:05d}.npz"
