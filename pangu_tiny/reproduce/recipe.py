@@ -17,13 +17,18 @@ from pangu_tiny.evaluation.generate import generate
 from pangu_tiny.evaluation.perplexity import evaluate
 from pangu_tiny.reproduce.corpus import write_python_library
 from pangu_tiny.reproduce.report import Sample, write_report
+from pangu_tiny.tokenizer.compress import compress_tokenizer
+from pangu_tiny.tokenizer.counting import count_tokens
 from pangu_tiny.training.loop import train
 
 
 def reproduce(
     workdir: str, text: Text | None = None, prompts: list[str] | None = None
 ) -> dict[str, Any]:
-    """Prepares text, trains, evaluates, draws samples and writes `report.html`.
+    """Cuts a tokenizer, prepares text, trains, evaluates, draws samples, writes `report.html`.
+
+    The big tokenizer is the one bound for prepare-data, or is trained there; text is prepared with
+    it, counted, and prepared once more with what compress-tokenizer makes of it.
 
     Every stage takes its own bindings (`prepare_data.vocab_size`, `train.steps`, …) and writes a
     folder of its own below `workdir`; run again, the stages that are done are not done twice.
@@ -51,14 +56,40 @@ def reproduce(
     if text is None:
         write_python_library(folder / "corpus.jsonl")
         text = os.fspath(folder / "corpus.jsonl")
-    data, model = os.fspath(folder / "data"), os.fspath(folder / "model")
-    _run("1/4 prepare-data", prepare_data, text=text, workdir=data)
-    trained = _run("2/4 train", train, dataset=data, workdir=model)
+    big, counts, compact, data, model = (
+        os.fspath(folder / name) for name in ("big_data", "counts", "tokenizer", "data", "model")
+    )
+    _run("1/7 prepare-data, with the big tokenizer", prepare_data, text=text, workdir=big)
+    _run(
+        "2/7 count-tokens",
+        count_tokens,
+        workdir=counts,
+        dataset=big,
+        text=None,
+        tokenizer=None,
+    )
+    _run(
+        "3/7 compress-tokenizer",
+        compress_tokenizer,
+        workdir=compact,
+        counts=counts,
+        tokenizer=f"{big}/tokenizer.model",
+        text=text,
+    )
+    _run(
+        "4/7 prepare-data, with the compact tokenizer",
+        prepare_data,
+        text=text,
+        workdir=data,
+        tokenizer=f"{compact}/tokenizer.model",
+        vocab_size=None,
+    )
+    trained = _run("5/7 train", train, dataset=data, workdir=model)
     if trained.step < trained.steps:
         raise UserError(f"stopped at step {trained.step} of {trained.steps}; run again to go on")
     evaluated = os.fspath(folder / "evaluation")
-    result = _run("3/4 evaluate", evaluate, checkpoint=model, dataset=data, workdir=evaluated)
-    print("\n4/4 generate")
+    result = _run("6/7 evaluate", evaluate, checkpoint=model, dataset=data, workdir=evaluated)
+    print("\n7/7 generate")
     samples = []
     for prompt in prompts or [""]:
         continuation = _run("", generate, checkpoint=model, prompt=prompt)
@@ -71,6 +102,7 @@ def reproduce(
         f"\n  report       {report}"
         f"\n  checkpoint   {trained.checkpoint}"
         f"\n  data         {data}"
+        f"\n  tokenizer    {compact}/report.html"
         f"\n  TensorBoard  tensorboard --logdir {model}/tensorboard"
         f"\nMore text from it:"
         f"\n  pangu-tiny generate --gin.generate.checkpoint={model} --gin.generate.prompt='def '"

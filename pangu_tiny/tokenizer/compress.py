@@ -107,7 +107,7 @@ def compress_tokenizer(
         shortest text; "paper" is the published rule, which kills frequent pieces.
       keep: pieces that must stay, beside marks, bytes, user-defined ones and the space.
       text: documents whose held-out part, by the rule and fraction of the counts, the report
-        measures; all of them where a token dataset was counted. Without it, it measures nothing.
+        measures; all of them where the counts do not know it. Without text it measures nothing.
       text_key: the JSON key, Parquet column or TFDS feature that holds the text.
       text_bytes: text measured of each source, at most.
 

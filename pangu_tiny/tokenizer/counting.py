@@ -35,7 +35,7 @@ from pangu_tiny.tokenizer.counts import (
     write_counts,
 )
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.workdir import claim
+from pangu_tiny.workdir import claim, read_identity
 
 _UNITS = "units"
 _MOSTLY = 0.5  # share of unknown and byte tokens that deserves a warning
@@ -64,8 +64,8 @@ def count_tokens(
       text: as prepare-data takes it; or
       dataset: a folder that prepare-data wrote, whose training split is counted without text.
       tokenizer: the SentencePiece model file; a dataset has its own.
-      held_out_fraction: share of documents that are not counted, by the rule of prepare-data;
-        unused with a dataset, which was split before.
+      held_out_fraction: share of documents that are not counted, by the rule of prepare-data; a
+        dataset was split before.
       processes: worker processes; all cores by default.
       bad_utf8: "skip" (and count) documents that are not UTF-8, or "fail".
       text_key: the JSON key, Parquet column or TFDS feature that holds the text.
@@ -96,7 +96,7 @@ def count_tokens(
             DatasetJob(index, workdir, dataset, shard)
             for index, shard in enumerate(rows.description["splits"]["train"]["shards"])
         ]
-        held_out_fraction = None
+        held_out_fraction = (read_identity(dataset) or {}).get("held_out_fraction")
     else:
         model = Tokenizer.open(tokenizer)
         sources = find_sources(text)

@@ -14,7 +14,8 @@ from pangu_tiny.reproduce import recipe
 from pangu_tiny.reproduce.corpus import write_python_library
 
 SMALL = {
-    "prepare_data.vocab_size": 300,
+    "prepare_data.vocab_size": 310,
+    "compress_tokenizer.vocab_size": 300,
     "prepare_data.sequence_length": 32,
     "prepare_data.held_out_fraction": 0.1,
     "ModelShape.vocab_size": 300,
@@ -62,7 +63,10 @@ def test_the_report_shows_what_was_measured(workdir):
 
 def test_every_stage_leaves_its_effective_config(workdir):
     for stage, bound in (
-        ("data", "prepare_data.vocab_size = 300"),
+        ("big_data", "prepare_data.vocab_size = 310"),
+        ("counts", "count_tokens.dataset ="),
+        ("tokenizer", "compress_tokenizer.vocab_size = 300"),
+        ("data", "prepare_data.sequence_length = 32"),
         ("model", "train.steps = 6"),
         ("evaluation", "Hardware.attention = 'blocked'"),
     ):
