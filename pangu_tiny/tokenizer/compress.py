@@ -26,7 +26,7 @@ from pangu_tiny.errors import UserError
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.progress import Progress
 from pangu_tiny.tokenizer import huggingface, prune, report
-from pangu_tiny.tokenizer.counts import Counts, read_counts
+from pangu_tiny.tokenizer.counts import read_counts
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.vocabulary import Vocabulary
 from pangu_tiny.workdir import claim, write_atomically
@@ -48,6 +48,30 @@ class Cut(NamedTuple):
     gone: np.ndarray
     times: np.ndarray
     merged_through: bool
+
+    @classmethod
+    def plan(
+        cls, tokenizer: Tokenizer, times: np.ndarray, method: str, keep: Sequence[str] = ()
+    ) -> "Cut":
+        """Decides what goes first.
+
+        Args:
+          tokenizer: a BPE model.
+          times: int [n], how often each id was counted.
+          method: one of `prune.METHODS`.
+          keep: pieces that must stay, by name.
+
+        Raises:
+          UserError: the tokenizer cannot be cut, or a name is no piece of it.
+        """
+        vocabulary = Vocabulary.of(tokenizer)
+        if tokenizer.vocab_size != tokenizer.pieces:
+            raise UserError(
+                f"tokenizer {tokenizer.name} has {tokenizer.pieces - tokenizer.vocab_size:,} unused"
+                " pieces, so that it was cut before; cut the whole one instead"
+            )
+        gone = prune.order(method, vocabulary, times, prune.required(vocabulary, list(keep)))
+        return cls(tokenizer, vocabulary, gone, times, method == "unused")
 
     @property
     def smallest(self) -> int:
@@ -119,7 +143,7 @@ def compress_tokenizer(
     """
     big = Tokenizer.open(tokenizer)
     counted = read_counts(counts, big)
-    cut = _prepare(big, counted, method, keep or [])
+    cut = Cut.plan(big, counted.times, method, keep or [])
     size = _size(cut, model, vocab_size, coverage, embedding_share)
     texts = _held_out_texts(text, text_key, text_bytes, counted.held_out_fraction)
     identity = {
@@ -134,13 +158,13 @@ def compress_tokenizer(
     folder = claim(workdir, "compress-tokenizer", identity)
     if not (folder / REPORT).exists():
         compact = cut.compact(size)
-        id_map = _id_map(cut, compact, size, method)
-        paper = cut if method == "paper" else _prepare(big, counted, "paper", keep or [])
+        table = id_map(cut, compact, size, method)
+        paper = cut if method == "paper" else Cut.plan(big, counted.times, "paper", keep or [])
         with Progress("measuring", None) as progress:
             found = report.measure(cut, paper, compact, size, counted, texts, model, progress)
         found |= {"method": method, "size": size, **_export(folder, compact)}
         write_atomically(folder / TOKENIZER, compact.model_bytes)
-        write_atomically(folder / ID_MAP, json.dumps(id_map))
+        write_atomically(folder / ID_MAP, json.dumps(table))
         write_atomically(folder / "report.html", report.page_of(found, cut))
         write_atomically(folder / REPORT, json.dumps(found, indent=1, ensure_ascii=False))
     found = json.loads((folder / REPORT).read_text())
@@ -207,18 +231,6 @@ class IdMap:
         lengths = np.array(list(map(len, self.old_to_new)))
         flat = np.array([new for ids in self.old_to_new for new in ids], np.int32)
         return flat, np.cumsum(lengths) - lengths, lengths
-
-
-def _prepare(big: Tokenizer, counted: Counts, method: str, keep: Sequence[str]) -> Cut:
-    vocabulary = Vocabulary.of(big)
-    if big.vocab_size != big.pieces:
-        raise UserError(
-            f"tokenizer {big.name} has {big.pieces - big.vocab_size:,} unused pieces, so that it"
-            " was cut before; cut the whole one instead"
-        )
-    required = prune.required(vocabulary, list(keep))
-    gone = prune.order(method, vocabulary, counted.times, required)
-    return Cut(big, vocabulary, gone, counted.times, method == "unused")
 
 
 def _size(
@@ -290,7 +302,8 @@ def _held_out_texts(
     return found
 
 
-def _id_map(cut: Cut, compact: Tokenizer, size: int, method: str) -> dict[str, Any]:
+def id_map(cut: Cut, compact: Tokenizer, size: int, method: str) -> dict[str, Any]:
+    """What id_map.json holds."""
     small = Vocabulary.of(compact)
     kept = cut.kept(size)
     old_to_new: list[list[int]] = [[] for _ in cut.vocabulary.pieces]
