@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.stage in _NEEDS_DEVICES:
             _start_devices(options)
-        config.read(map(find_stage, STAGES), options.gin_file, bindings)
+        likely_first = (options.stage, *STAGES)
+        config.read(map(find_stage, likely_first), options.gin_file, bindings)
         stage = find_stage(options.stage)
         arguments, effective = config.arguments(stage)
         with workdir.effective_config(effective):

@@ -72,7 +72,8 @@ def read(
     """Reads gin files and bindings; what was read before is forgotten.
 
     Args:
-      stages: all functions that may be bound.
+      stages: all functions that may be bound, the likely ones first; one is asked for only when a
+        name was not found before, so that it need not be imported.
       gin_files: paths, looked for in the current folder, then among the shipped files.
       bindings: (name, value) pairs that win over the files; a value that is not a gin literal of
         the type that is wanted is taken as a string.
@@ -83,9 +84,7 @@ def read(
     _bindings.clear()
     _macros.clear()
     _used.clear()
-    known: dict[str, Callable[..., Any]] = {}
-    for stage in stages:
-        known |= {stage.__name__: stage, **_dataclasses_of(stage)}
+    known = _Known(stages)
     for path in gin_files:
         _read_file(path, known, f"--gin_file={path}", ())
     for name, value in bindings:
@@ -129,12 +128,29 @@ def describe(target: Callable[..., Any]) -> list[str]:
     return lines
 
 
+class _Known:
+    """Stages and the dataclasses that they take, by name."""
+
+    def __init__(self, stages: Iterable[Callable[..., Any]]):
+        self._stages = iter(stages)
+        self._found: dict[str, Callable[..., Any]] = {}
+
+    def find(self, name: str) -> Callable[..., Any] | None:
+        while name not in self._found and (stage := next(self._stages, None)):
+            self._found |= {stage.__name__: stage, **_dataclasses_of(stage)}
+        return self._found.get(name)
+
+    def names(self) -> list[str]:
+        self.find("")
+        return sorted(self._found)
+
+
 def _dataclasses_of(stage: Callable[..., Any]) -> dict[str, type]:
     hints = typing.get_type_hints(stage)
     return {hint.__name__: hint for hint in hints.values() if dataclasses.is_dataclass(hint)}
 
 
-def _read_file(path: str, known: dict[str, Any], origin: str, parents: tuple[str, ...]) -> None:
+def _read_file(path: str, known: _Known, origin: str, parents: tuple[str, ...]) -> None:
     """Binds all that a file and its includes bind, and remembers where each value stands."""
     found = [p for p in (pathlib.Path(path), shipped_files() / path) if p.is_file()]
     if not found:
@@ -160,11 +176,12 @@ def _read_file(path: str, known: dict[str, Any], origin: str, parents: tuple[str
         raise UserError(f"{origin}: not a text file in UTF-8") from error
 
 
-def _read_flag(name: str, text: str, known: dict[str, Any]) -> None:
+def _read_flag(name: str, text: str, known: _Known) -> None:
     scoped, _, parameter = name.rpartition(".")
     scope, _, selector = (scoped or parameter).rpartition("/")
     parameter = parameter if scoped else ""
-    hint = typing.get_type_hints(known[selector]).get(parameter, Any) if selector in known else Any
+    target = known.find(selector) if parameter else None
+    hint = typing.get_type_hints(target).get(parameter, Any) if target else Any
     try:
         (statement,) = _statements(f"value = {text}")
         value = statement.value
@@ -184,17 +201,18 @@ def _first_line(text: str) -> str:
     return text.splitlines()[0]
 
 
-def _bind(scope: str, selector: str, parameter: str, bound: _Bound, known: dict[str, Any]) -> None:
+def _bind(scope: str, selector: str, parameter: str, bound: _Bound, known: _Known) -> None:
     if scope:
         raise UserError(f"{bound.origin}: no stage reads the scope {scope!r}")
     _used.update(_macros_in(bound.value))
     if not parameter:
         _macros[selector] = bound
         return
-    if selector not in known:
-        names = ", ".join(sorted(known))
+    target = known.find(selector)
+    if target is None:
+        names = ", ".join(known.names())
         raise UserError(f"{bound.origin}: unknown name {selector!r}, expected one of {names}")
-    parameters = inspect.signature(known[selector]).parameters
+    parameters = inspect.signature(target).parameters
     if parameter not in parameters:
         raise UserError(
             f"{bound.origin}: {selector} has no parameter {parameter!r}, "

@@ -40,7 +40,12 @@ _BATCH = 2**20  # characters
 
 def held_out(text: str, fraction: float) -> bool:
     """Whether a document is held out: by the sha256 of its UTF-8, in every stage alike."""
-    return document_digest(text) >> 192 < fraction * 2**64
+    return is_held_out(document_digest(text), fraction)
+
+
+def is_held_out(digest: int, fraction: float) -> bool:
+    """`held_out`, of a digest that is known."""
+    return digest >> 192 < fraction * 2**64
 
 
 def document_digest(text: str) -> int:

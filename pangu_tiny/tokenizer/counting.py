@@ -19,7 +19,7 @@ from pangu_tiny.data.text import (
     check_reading,
     document_digest,
     find_sources,
-    held_out,
+    is_held_out,
     read_documents,
     split_units,
 )
@@ -182,10 +182,11 @@ class TextJob:
         def training_documents() -> Iterator[str]:
             reading = self.reading
             for text in read_documents(self.unit, skipped, reading.text_key, reading.bad_utf8):
-                if not held_out(text, reading.held_out_fraction):
+                digest = document_digest(text)
+                if not is_held_out(digest, reading.held_out_fraction):
                     counted.documents += 1
                     counted.bytes += len(text.encode())
-                    counted.digest += document_digest(text)
+                    counted.digest += digest
                     yield text
 
         for batch in batches(training_documents()):
