@@ -19,7 +19,7 @@ from pangu_tiny.data.describe import report, write_description
 from pangu_tiny.data.shards import SPLITS, UNITS, ShardWriter, shard_name
 from pangu_tiny.data.workers import run_jobs
 from pangu_tiny.errors import UserError
-from pangu_tiny.tokenizer.compress import IdMap
+from pangu_tiny.tokenizer.cut import IdMap
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.workdir import claim, write_atomically
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,11 +13,9 @@ from pangu_tiny.page import page, paragraph, picture, section, table
 from pangu_tiny.progress import Progress
 from pangu_tiny.tokenizer import proto
 from pangu_tiny.tokenizer.counts import Counts, strange_share
+from pangu_tiny.tokenizer.cut import Cut
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from pangu_tiny.tokenizer.compress import Cut
 
 _SIZES = (8_000, 16_000, 24_000, 32_000, 48_000, 72_000, 100_000)  # the paper's, and 24k
 _EXAMPLES = 40
@@ -39,8 +37,8 @@ def digest(texts: list[str]) -> str:
 
 
 def measure(
-    cut: "Cut",
-    paper: "Cut",
+    cut: Cut,
+    paper: Cut,
     compact: Tokenizer,
     size: int,
     counts: Counts,
@@ -135,7 +133,7 @@ def summary(folder: str, found: dict[str, Any]) -> str:
     return "\n".join([*lines, f"  report       {folder}/report.html"])
 
 
-def page_of(found: dict[str, Any], cut: "Cut") -> str:
+def page_of(found: dict[str, Any], cut: Cut) -> str:
     """The report as one HTML page."""
     parameters = found["parameters"]
     facts = {
@@ -218,7 +216,7 @@ def _trade_off_line(row: dict[str, Any], found: dict[str, Any]) -> list[str]:
     return cells
 
 
-def _plot(found: dict[str, Any], cut: "Cut") -> Figure:
+def _plot(found: dict[str, Any], cut: Cut) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     coverage, tokens = figure.subplots(1, 2)
     shares = cut.coverage()
@@ -263,7 +261,7 @@ def _at_equal_parameters(model: ModelShape, size: int) -> dict[str, Any]:
     }
 
 
-def _lost(cut: "Cut", compact: Tokenizer, size: int) -> list[dict[str, Any]]:
+def _lost(cut: Cut, compact: Tokenizer, size: int) -> list[dict[str, Any]]:
     small = Vocabulary.of(compact)
     gone = cut.gone[: len(cut.vocabulary.pieces) - size]
     most = gone[np.argsort(-cut.times[gone], kind="stable")][:_EXAMPLES]
@@ -278,7 +276,7 @@ def _lost(cut: "Cut", compact: Tokenizer, size: int) -> list[dict[str, Any]]:
     ]
 
 
-def _coverage(cut: "Cut", size: int) -> float:
+def _coverage(cut: Cut, size: int) -> float:
     return float(cut.times[cut.kept(size)].sum() / cut.times.sum())
 
 

@@ -22,9 +22,9 @@ import tokenizers
 from pangu_tiny.data.text import held_out
 from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer import huggingface, proto
-from pangu_tiny.tokenizer.compress import TOKENIZER, Cut, IdMap, id_map
 from pangu_tiny.tokenizer.counting import count_tokens
 from pangu_tiny.tokenizer.counts import read_counts
+from pangu_tiny.tokenizer.cut import TOKENIZER, Cut, IdMap, id_map
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.prune import METHODS
 from pangu_tiny.tokenizer.vocabulary import Vocabulary
