@@ -112,6 +112,20 @@ class Tokenizer:
         """bool [pieces], the unknown piece and those of lone bytes."""
         return np.isin(self.kinds, (proto.UNKNOWN, proto.BYTE))
 
+    @functools.cached_property
+    def dead(self) -> np.ndarray:
+        """bool [pieces], the normal pieces that no text comes to: their own characters, of which
+        nothing is normalised, are encoded as something else."""
+        bare = proto.parse(self.model_bytes)
+        bare.normalizer_spec.CopyFrom(
+            type(bare.normalizer_spec)(add_dummy_prefix=False, remove_extra_whitespaces=False)
+        )
+        bare.ClearField("self_test_data")
+        texts = [piece.piece for piece in bare.pieces]
+        found = Tokenizer(bare.SerializeToString(), self.name).encode_batch(texts)
+        alive = np.array([len(ids) == 1 and ids[0] == i for i, ids in enumerate(found)])
+        return (self.kinds == proto.NORMAL) & ~alive
+
     def piece(self, token_id: int) -> str:
         """The piece as SentencePiece writes it: U+2581 for a space, <0x0A> for a lone byte."""
         return self._processor.id_to_piece(int(token_id))

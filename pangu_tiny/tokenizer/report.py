@@ -11,7 +11,6 @@ from matplotlib.ticker import PercentFormatter
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.page import page, paragraph, picture, section, table
 from pangu_tiny.progress import Progress
-from pangu_tiny.tokenizer import proto
 from pangu_tiny.tokenizer.counts import Counts, strange_share
 from pangu_tiny.tokenizer.cut import Cut
 from pangu_tiny.tokenizer.model import Tokenizer
@@ -68,7 +67,7 @@ def measure(
         for name, other in {"this": cut, "paper": paper}.items():
             tokenizer = other.compact(n) if n >= other.smallest else None
             row |= {
-                f"{name}_dead": tokenizer and _dead(tokenizer),
+                f"{name}_dead": tokenizer and int(tokenizer.dead.sum()),
                 f"{name}_tokens": tokenizer
                 and texts
                 and sum(_tokens(tokenizer, found) for found in texts.values()),
@@ -76,8 +75,8 @@ def measure(
             progress.update()
         trade_off.append(row)
     return {
-        "tokenizer": {"digest": big.digest, "size": big.vocab_size, "dead": _dead(big)},
-        "compact": {"digest": compact.digest, "size": size, "dead": _dead(compact)},
+        "tokenizer": {"digest": big.digest, "size": big.vocab_size, "dead": int(big.dead.sum())},
+        "compact": {"digest": compact.digest, "size": size, "dead": int(compact.dead.sum())},
         "counts": {
             "digest": counts.digest,
             "tokens": int(cut.times.sum()),
@@ -278,11 +277,6 @@ def _lost(cut: Cut, compact: Tokenizer, size: int) -> list[dict[str, Any]]:
 
 def _coverage(cut: Cut, size: int) -> float:
     return float(cut.times[cut.kept(size)].sum() / cut.times.sum())
-
-
-def _dead(tokenizer: Tokenizer) -> int:
-    vocabulary = Vocabulary.of(tokenizer)
-    return int((vocabulary.dead & (vocabulary.kinds != proto.UNUSED)).sum())
 
 
 def _tokens(tokenizer: Tokenizer, texts: list[str]) -> int:

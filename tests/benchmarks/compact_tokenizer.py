@@ -117,8 +117,7 @@ def main(data: pathlib.Path) -> None:
                 cut = Cut.plan(whole, times, method)
                 compact = cut.compact(size)
                 seconds = time.process_time() - start
-                vocabulary = Vocabulary.of(compact)
-                dead = (vocabulary.dead & (vocabulary.kinds != proto.UNUSED)).sum()
+                dead = compact.dead.sum()
                 after = sum(map(len, compact.encode_batch(documents)))
                 print(
                     f"| {file.stem} | {whole.vocab_size:,} → {size:,} | {method} |"
