@@ -27,6 +27,7 @@ from pangu_tiny.tokenizer import huggingface, report
 from pangu_tiny.tokenizer.counts import read_counts
 from pangu_tiny.tokenizer.cut import ID_MAP, TOKENIZER, Cut, id_map
 from pangu_tiny.tokenizer.model import Tokenizer
+from pangu_tiny.tokenizer.vocabulary import Vocabulary
 from pangu_tiny.workdir import claim, write_atomically
 
 REPORT = "report.json"
@@ -75,7 +76,8 @@ def compress_tokenizer(
     """
     big = Tokenizer.open(tokenizer)
     counted = read_counts(counts, big)
-    cut = Cut.plan(big, counted.times, method, keep or [])
+    vocabulary = Vocabulary.of(big)
+    cut = Cut.plan(big, vocabulary, counted.times, method, keep or [])
     size = _size(cut, model, vocab_size, coverage, embedding_share)
     texts = _held_out_texts(text, text_key, text_bytes, counted.held_out_fraction)
     identity = {
@@ -91,7 +93,7 @@ def compress_tokenizer(
     if not (folder / REPORT).exists():
         compact = cut.compact(size)
         table = id_map(cut, compact, size, method)
-        paper = cut if method == "paper" else Cut.plan(big, counted.times, "paper", keep or [])
+        paper = Cut.plan(big, vocabulary, counted.times, "paper", keep or [])
         with Progress("measuring", None) as progress:
             found = report.measure(cut, paper, compact, size, counted, texts, model, progress)
         found |= {"method": method, "size": size, **_export(folder, compact)}

@@ -34,12 +34,18 @@ class Cut(NamedTuple):
 
     @classmethod
     def plan(
-        cls, tokenizer: Tokenizer, times: np.ndarray, method: str, keep: Sequence[str] = ()
+        cls,
+        tokenizer: Tokenizer,
+        vocabulary: Vocabulary,
+        times: np.ndarray,
+        method: str,
+        keep: Sequence[str] = (),
     ) -> "Cut":
         """Decides what goes first.
 
         Args:
           tokenizer: a BPE model.
+          vocabulary: its pieces.
           times: int [n], how often each id was counted.
           method: one of `prune.METHODS`.
           keep: pieces that must stay, by name.
@@ -47,7 +53,6 @@ class Cut(NamedTuple):
         Raises:
           UserError: the tokenizer cannot be cut, or a name is no piece of it.
         """
-        vocabulary = Vocabulary.of(tokenizer)
         if tokenizer.vocab_size != tokenizer.pieces:
             raise UserError(
                 f"tokenizer {tokenizer.name} has {tokenizer.pieces - tokenizer.vocab_size:,} unused"

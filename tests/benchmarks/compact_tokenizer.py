@@ -114,7 +114,7 @@ def main(data: pathlib.Path) -> None:
         for size in SIZES.get(whole.vocab_size, (whole.vocab_size // 2,)):
             for method in METHODS:
                 start = time.process_time()
-                cut = Cut.plan(whole, times, method)
+                cut = Cut.plan(whole, Vocabulary.of(whole), times, method)
                 compact = cut.compact(size)
                 seconds = time.process_time() - start
                 dead = compact.dead.sum()
