@@ -84,7 +84,7 @@ def prepare_data(
       UserError: of the arguments, the text or the workdir.
     """
     _check_arguments(sequence_length, tokenizer, vocab_size)
-    check_reading("prepare_data", held_out_fraction, processes, bad_utf8)
+    check_reading("prepare_data", held_out_fraction, processes, bad_utf8, shard_bytes=shard_bytes)
     sources = find_sources(text)
     given = _open_tokenizer(tokenizer) if tokenizer else None
     identity: dict[str, Any] = {

@@ -8,7 +8,6 @@ prepare-data would make of the text, row by row.
 import dataclasses
 import functools
 import json
-import os
 import re
 from typing import Any
 
@@ -21,7 +20,7 @@ from pangu_tiny.data.workers import run_jobs
 from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer.cut import IdMap
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.workdir import claim, write_atomically
+from pangu_tiny.workdir import claim, read_identity, write_atomically
 
 _FLUSH = 2**20  # ids
 
@@ -68,7 +67,11 @@ def remap_dataset(
     folder = claim(
         workdir,
         "remap-dataset",
-        {"dataset_digest": old.digest, "tokenizer_digest": compact.digest},
+        {
+            "dataset_digest": old.digest,
+            "tokenizer_digest": compact.digest,
+            "held_out_fraction": (read_identity(dataset) or {}).get("held_out_fraction"),
+        },
     )
     if not (folder / DESCRIPTION).exists():
         for leftover in folder.glob(".*.tmp"):
@@ -76,7 +79,7 @@ def remap_dataset(
         (folder / UNITS).mkdir(exist_ok=True)
         if not (folder / TOKENIZER).exists():
             write_atomically(folder / TOKENIZER, compact.model_bytes)
-        jobs = _jobs(old, tokenizer, workdir)
+        jobs = _jobs(old, id_map, workdir)
         run_jobs(jobs, compact, processes, "mapping")
         results = [json.loads(job.result.read_text()) for job in jobs]
         write_description(
@@ -99,7 +102,9 @@ class Job:
     shards: dict[str, int]
     size: int
     dataset: str
+    dataset_digest: str
     tokenizer: str
+    tokenizer_digest: str
     workdir: str
 
     @property
@@ -108,7 +113,8 @@ class Job:
 
     def run(self, tokenizer: Tokenizer) -> None:
         """Writes the new shards and the result."""
-        old, id_map = _open(self.dataset, self.tokenizer)
+        old = _open_dataset(self.dataset, self.dataset_digest)
+        id_map = _open_map(self.tokenizer, self.tokenizer_digest)
         splits = {}
         for split in SPLITS:
             name = shard_name(split, self.index, self.count)
@@ -130,8 +136,13 @@ class Job:
 
 
 @functools.lru_cache(maxsize=1)
-def _open(dataset: str, tokenizer: str) -> tuple[TokenDataset, IdMap]:
-    return TokenDataset.open(dataset), IdMap.open(tokenizer)
+def _open_dataset(path: str, digest: str) -> TokenDataset:
+    return TokenDataset.open(path)  # other contents at the same path have another digest
+
+
+@functools.lru_cache(maxsize=1)
+def _open_map(folder: str, digest: str) -> IdMap:
+    return IdMap.open(folder)
 
 
 def _sizes(dataset: TokenDataset, split: str) -> list[str]:
@@ -139,8 +150,8 @@ def _sizes(dataset: TokenDataset, split: str) -> list[str]:
     return [name for name in dataset.description["splits"][split] if name.endswith("bytes")]
 
 
-def _jobs(dataset: TokenDataset, tokenizer: str, workdir: str) -> list[Job]:
-    """One for every unit of text that had a row; the others leave nothing to map."""
+def _jobs(dataset: TokenDataset, id_map: IdMap, workdir: str) -> list[Job]:
+    """One for every unit of text, those without a row too: TFDS counts them."""
     units: dict[int, tuple[str, dict[str, int]]] = {}
     sizes: dict[int, int] = {}
     count = 1
@@ -149,9 +160,11 @@ def _jobs(dataset: TokenDataset, tokenizer: str, workdir: str) -> list[Job]:
             index, count = map(int, re.search(r"-(\d+)-of-(\d+)$", shard["file"]).groups())
             units.setdefault(index, (shard["source"], {}))[1][split] = number
             sizes[index] = sizes.get(index, 0) + shard["size"]
+    nothing = (dataset.sources[0], {})
     return [
         Job(
-            index, count, *units[index], sizes[index], dataset.path, os.fspath(tokenizer), workdir
+            index, count, *units.get(index, nothing), sizes.get(index, 0), dataset.path,
+            dataset.digest, id_map.folder, id_map.new_digest, workdir,
         )
-        for index in sorted(units)
+        for index in range(count)
     ]  # fmt: skip

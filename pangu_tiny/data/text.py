@@ -36,6 +36,7 @@ Text = str | list[str] | dict[str, str | list[str]]
 
 _NAMED = 5  # skipped documents named, of each kind
 _BATCH = 2**20  # characters
+_SMALLEST_UNIT = 1024  # bytes; each leaves a file
 
 
 def held_out(text: str, fraction: float) -> bool:
@@ -220,7 +221,13 @@ def batches(documents: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def check_reading(stage: str, held_out_fraction: float, processes: int | None, bad_utf8: str):
+def check_reading(
+    stage: str,
+    held_out_fraction: float,
+    processes: int | None,
+    bad_utf8: str,
+    **unit_bytes: int | None,
+) -> None:
     """Refuses what no stage that reads text can do.
 
     Raises:
@@ -234,6 +241,9 @@ def check_reading(stage: str, held_out_fraction: float, processes: int | None, b
         raise UserError(f"{stage}.processes is {processes}; expected at least 1")
     if bad_utf8 not in ("skip", "fail"):
         raise UserError(f"{stage}.bad_utf8 is {bad_utf8!r}; expected 'skip' or 'fail'")
+    for name, size in unit_bytes.items():
+        if size is not None and size < _SMALLEST_UNIT:
+            raise UserError(f"{stage}.{name} is {size}; expected at least {_SMALLEST_UNIT:,}")
 
 
 def _source_name(item: str) -> str:

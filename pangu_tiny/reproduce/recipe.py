@@ -59,6 +59,8 @@ def reproduce(
     big, counts, compact, data, model = (
         os.fspath(folder / name) for name in ("big_data", "counts", "tokenizer", "data", "model")
     )
+    given, _ = config.arguments(prepare_data, text=text, workdir=big)
+    reading = {name: value for name, value in given.items() if name == "text_key"}
     _run("1/7 prepare-data, with the big tokenizer", prepare_data, text=text, workdir=big)
     _run(
         "2/7 count-tokens",
@@ -75,6 +77,7 @@ def reproduce(
         counts=counts,
         tokenizer=f"{big}/tokenizer.model",
         text=text,
+        **reading,
     )
     _run(
         "4/7 prepare-data, with the compact tokenizer",

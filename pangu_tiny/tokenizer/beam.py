@@ -1,5 +1,6 @@
 """The counting of count-tokens as an Apache Beam pipeline, for corpora beyond one machine."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -35,21 +36,26 @@ def count_by_source(
       options: its flags, as on a Beam command line.
 
     Raises:
-      UserError: there is no such runner.
+      UserError: there is no such runner, or the pipeline failed.
     """
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # it logs whole stack traces
     try:
-        pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(list(options)))
-    except (ValueError, ImportError, AttributeError) as error:
-        raise UserError(f"count_tokens.runner is {runner!r}: {error}") from error
-    with pipeline:
-        _ = (
-            pipeline
-            | "jobs" >> beam.Create(list(jobs))
-            | "apart" >> beam.Reshuffle()
-            | "count" >> beam.ParDo(_Count(tokenizer.model_bytes))
-            | "add up" >> beam.CombinePerKey(_Add())
-            | "write" >> beam.Map(lambda found: save(files[found[0]], found[1]))
-        )
+        with beam.Pipeline(runner=runner, options=PipelineOptions(list(options))) as pipeline:
+            _ = (
+                pipeline
+                | "jobs" >> beam.Create(list(jobs))
+                | "apart" >> beam.Reshuffle()
+                | "count" >> beam.ParDo(_Count(tokenizer.model_bytes))
+                | "add up" >> beam.CombinePerKey(_Add())
+                | "write" >> beam.Map(lambda found: save(files[found[0]], found[1]))
+            )
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # every runner has its own, and argparse exits
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"count_tokens.runner {runner!r} with {list(options)} failed: {reason}"
+        ) from error
 
 
 class _Count(beam.DoFn):

@@ -78,6 +78,8 @@ def compress_tokenizer(
     counted = read_counts(counts, big)
     vocabulary = Vocabulary.of(big)
     cut = Cut.plan(big, vocabulary, counted.times, method, keep or [])
+    if text_bytes < 1:
+        raise UserError(f"compress_tokenizer.text_bytes is {text_bytes}; expected at least 1")
     size = _size(cut, model, vocab_size, coverage, embedding_share)
     texts = _held_out_texts(text, text_key, text_bytes, counted.held_out_fraction)
     identity = {
@@ -86,7 +88,7 @@ def compress_tokenizer(
         "size": size,
         "method": method,
         "keep": sorted(keep or []),
-        "model": dataclasses.asdict(model),
+        "model": {k: v for k, v in dataclasses.asdict(model).items() if k != "vocab_size"},
         "text": {name: report.digest(found) for name, found in texts.items()},
     }
     folder = claim(workdir, "compress-tokenizer", identity)
@@ -166,12 +168,13 @@ def _held_out_texts(
                     size += len(document.encode())
             if size >= text_bytes:
                 break
-        if not chosen:
-            raise UserError(
-                f"text {source.name} has no held-out document to measure on (the counts held out"
-                f" {fraction}); expected some, or no text"
-            )
-        found[source.name] = chosen
+        if chosen:
+            found[source.name] = chosen
+    if text is not None and not found:
+        raise UserError(
+            f"text {text} has no held-out document to measure on (the counts held out {fraction});"
+            " expected some, or no text"
+        )
     return found
 
 

@@ -82,7 +82,9 @@ def count_tokens(
     Raises:
       UserError: of the arguments, the text or the workdir, or there is nothing to count.
     """
-    check_reading("count_tokens", held_out_fraction, processes, bad_utf8)
+    check_reading("count_tokens", held_out_fraction, processes, bad_utf8, unit_bytes=unit_bytes)
+    if runner_options and runner is None:
+        raise UserError("count_tokens.runner_options are those of a runner; expected one too")
     if (text is None) == (dataset is None) or (text is None) != (tokenizer is None):
         raise UserError(
             f"count_tokens has text = {text!r}, tokenizer = {tokenizer!r}, dataset = {dataset!r};"
@@ -93,7 +95,7 @@ def count_tokens(
         model = Tokenizer(rows.tokenizer_bytes())
         identity: dict[str, Any] = {"dataset_digest": rows.digest}
         jobs: list[Any] = [
-            DatasetJob(index, workdir, dataset, shard)
+            DatasetJob(index, workdir, dataset, rows.digest, shard)
             for index, shard in enumerate(rows.description["splits"]["train"]["shards"])
         ]
         held_out_fraction = (read_identity(dataset) or {}).get("held_out_fraction")
@@ -204,6 +206,7 @@ class DatasetJob:
     index: int
     workdir: str
     dataset: str
+    digest: str
     shard: dict[str, Any]
 
     @property
@@ -229,14 +232,14 @@ class DatasetJob:
             self.shard["bytes"],
             document_digest(f"{self.index} {self.shard['digest']}"),
         )
-        for _, ids in _open_dataset(self.dataset).documents("train", [self.index]):
+        for _, ids in _open_dataset(self.dataset, self.digest).documents("train", [self.index]):
             np.add.at(counted.times, ids[1:-1], 1)
         return counted
 
 
 @functools.lru_cache(maxsize=1)
-def _open_dataset(path: str) -> TokenDataset:
-    return TokenDataset.open(path)
+def _open_dataset(path: str, digest: str) -> TokenDataset:
+    return TokenDataset.open(path)  # other contents at the same path have another digest
 
 
 def _report(folder: epath.Path, tokenizer: Tokenizer) -> str:

@@ -5,7 +5,8 @@ of tokenizer and corpus, and for every source its `documents`, `bytes` (raw UTF-
 (text without marks). Only the training split is counted.
 
 The digest of a source is the sum of the sha256 of its documents, modulo 2^256: it depends on
-neither their order nor on how the work was cut.
+neither their order nor on how the work was cut. Where a token dataset was counted, it is made of
+the digests of its shards instead.
 """
 
 import dataclasses
@@ -82,7 +83,7 @@ def read_counts(folders: str | list[str], tokenizer: Tokenizer) -> Counts:
             raise UserError(
                 f"counts {path} has no {DESCRIPTION}; expected a folder that count-tokens finished"
             )
-        found = json.loads(file.read_text())
+        found = _described(file)
         if found["tokenizer_digest"] != tokenizer.digest:
             raise UserError(
                 f"counts {path} are of the tokenizer {found['tokenizer_digest']};"
@@ -99,6 +100,14 @@ def read_counts(folders: str | list[str], tokenizer: Tokenizer) -> Counts:
     if counts is None:
         raise UserError("counts names no folder; expected one that count-tokens wrote")
     return counts
+
+
+def _described(file: epath.Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+        return {name: found[name] for name in ("tokenizer_digest", "held_out_fraction", "sources")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is not what count-tokens writes: {error!r}") from error
 
 
 def _merged(counts: Counts, other: Counts, path: str) -> Counts:

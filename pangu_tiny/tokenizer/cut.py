@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from pangu_tiny.errors import UserError
-from pangu_tiny.tokenizer import prune
+from pangu_tiny.tokenizer import proto, prune
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.vocabulary import Vocabulary
 
@@ -53,10 +53,10 @@ class Cut(NamedTuple):
         Raises:
           UserError: the tokenizer cannot be cut, or a name is no piece of it.
         """
-        if tokenizer.vocab_size != tokenizer.pieces:
+        if unused := int((vocabulary.kinds == proto.UNUSED).sum()):
             raise UserError(
-                f"tokenizer {tokenizer.name} has {tokenizer.pieces - tokenizer.vocab_size:,} unused"
-                " pieces, so that it was cut before; cut the whole one instead"
+                f"tokenizer {tokenizer.name} has {unused:,} unused pieces, which would take rows"
+                " that are never emitted; if it was cut before, cut the whole one instead"
             )
         gone = prune.order(method, vocabulary, times, prune.required(vocabulary, list(keep)))
         return cls(tokenizer, vocabulary, gone, times, method == "unused")
@@ -137,7 +137,10 @@ class IdMap:
             raise UserError(
                 f"tokenizer {folder} has no {ID_MAP}; expected a folder of compress-tokenizer"
             )
-        return cls(folder, **json.loads(file.read_text()))
+        try:
+            return cls(folder, **json.loads(file.read_text()))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{file} is not what compress-tokenizer writes: {error}") from error
 
     def tokenizer(self) -> Tokenizer:
         """The compact tokenizer beside the map.

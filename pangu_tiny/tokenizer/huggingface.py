@@ -1,11 +1,12 @@
 """A SentencePiece BPE model in the format of Hugging Face's `tokenizers`.
 
 Their BPE has a list of merges, each of two pieces of the vocabulary, and takes the first that
-applies. All ways to split a piece into two pieces, in the order of the scores, do what
-SentencePiece does. What differs: SentencePiece reads "<s>" in a text as plain text, Hugging Face as
+applies. The last merge of every piece, in the order of the scores, does what SentencePiece does.
+What differs: SentencePiece reads "<s>" in a text as plain text, Hugging Face as
 the mark, unless it is told `encode_special_tokens=True`.
 """
 
+import graphlib
 import json
 from typing import Any
 
@@ -101,31 +102,53 @@ def export(tokenizer: Tokenizer) -> dict[str, str]:
 def _check(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     model = tokenizer.proto
     rules = model.normalizer_spec
-    defined = (vocabulary.kinds == proto.USER_DEFINED).any()
+    defined = [vocabulary.pieces[i] for i in np.flatnonzero(vocabulary.kinds == proto.USER_DEFINED)]
     pairless = vocabulary.merging & ~vocabulary.dead & ~vocabulary.single
     reasons = {
-        "it has unused pieces, which the format does not know": tokenizer.pieces
-        != tokenizer.vocab_size,
+        "it has unused pieces, which the format does not know": (
+            vocabulary.kinds == proto.UNUSED
+        ).any(),
         f"it normalises text ({rules.name or 'by rules of its own'})": rules.precompiled_charsmap,
         "it removes spaces": rules.remove_extra_whitespaces,
         "it does not write a space as U+2581": not rules.escape_whitespaces,
         "it marks the ends of words": model.trainer_spec.treat_whitespace_as_suffix,
         "a space is put before a text, and there are user-defined pieces, after each of which the"
         " format would put another": rules.add_dummy_prefix and defined,
+        "a user-defined piece holds a space, which the format looks for before it is written as"
+        " U+2581": any({_SPACE, " "} & set(piece) for piece in defined),
         "it merges characters that are no pieces": (vocabulary.parts[pairless] < 0).any(),
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
         raise UserError(f"tokenizer {tokenizer.name} cannot be exported exactly: {found[0]}")
 
 
-def _merges(vocabulary: Vocabulary) -> list[list[str]]:
-    pairs = []
-    known = vocabulary.ids
-    for piece, i in known.items():
-        for cut in range(1, len(piece)):
-            if piece[:cut] in known and piece[cut:] in known:
-                pairs.append((-vocabulary.scores[i], i, [piece[:cut], piece[cut:]]))
-    return [pair for _, _, pair in sorted(pairs)]
+def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
+    """The last merge of every piece, in the order in which they apply.
+
+    No other pair can come to a piece: if its characters are two symbols, all that merged before
+    merged inside of it, as it does when the piece stands alone. Where scores are equal,
+    SentencePiece goes from left to right, Hugging Face by the order here: so a piece comes before
+    those that begin with what it ends with.
+    """
+    parts = vocabulary.parts
+    by_score: dict[float, list[int]] = {}
+    for i in np.flatnonzero((parts >= 0).all(axis=1)):
+        by_score.setdefault(float(vocabulary.scores[i]), []).append(int(i))
+    ordered: list[int] = []
+    for _, equals in sorted(by_score.items(), reverse=True):
+        endings: dict[int, set[int]] = {}
+        for i in equals:
+            endings.setdefault(int(parts[i][1]), set()).add(i)
+        before = {i: endings.get(int(parts[i][0]), set()) - {i} for i in equals}
+        try:
+            ordered += graphlib.TopologicalSorter(before).static_order()
+        except graphlib.CycleError as error:
+            names = " ".join(repr(vocabulary.pieces[i]) for i in error.args[1])
+            raise UserError(
+                f"the tokenizer cannot be exported exactly: the pieces {names} overlap in a circle"
+                " and have equal scores"
+            ) from error
+    return [(vocabulary.pieces[parts[i][0]], vocabulary.pieces[parts[i][1]]) for i in ordered]
 
 
 def _normalizer(tokenizer: Tokenizer) -> dict[str, Any]:

@@ -68,9 +68,9 @@ def measure(
             tokenizer = other.compact(n) if n >= other.smallest else None
             row |= {
                 f"{name}_dead": tokenizer and int(tokenizer.dead.sum()),
-                f"{name}_tokens": tokenizer
-                and texts
-                and sum(_tokens(tokenizer, found) for found in texts.values()),
+                f"{name}_tokens": sum(_tokens(tokenizer, found) for found in texts.values())
+                if tokenizer and texts
+                else None,
             }
             progress.update()
         trade_off.append(row)
@@ -248,9 +248,9 @@ def _plot(found: dict[str, Any], cut: Cut) -> Figure:
 
 def _at_equal_parameters(model: ModelShape, size: int) -> dict[str, Any]:
     """The depth at which `size` pieces make as many parameters as the model has."""
-    block = model.parameters - dataclasses.replace(model, depth=model.depth + 1).parameters
+    block = dataclasses.replace(model, depth=model.depth + 1).parameters - model.parameters
     other = dataclasses.replace(model, vocab_size=size)
-    depth = max(1, model.depth + round((other.parameters - model.parameters) / block))
+    depth = max(1, model.depth + round((model.parameters - other.parameters) / block))
     sized = dataclasses.replace(other, depth=depth)
     return {
         "size": size,

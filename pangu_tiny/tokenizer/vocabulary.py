@@ -115,7 +115,8 @@ class Vocabulary:
 
     def emit(self, text: str) -> list[int]:
         """The ids that a text becomes: `merge`, with unused pieces taken apart again and lone
-        characters in bytes, or the unknown id where there is no byte fallback."""
+        characters in bytes. Without byte fallback each is the unknown id, of which SentencePiece
+        makes one where they are neighbours."""
         return [i for symbol in self.merge(text)[0] for i in self._resolve(symbol)]
 
     def _resolve(self, symbol: str) -> list[int]:

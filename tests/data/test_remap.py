@@ -1,6 +1,7 @@
 """remap-dataset: the dataset that the text itself would give."""
 
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -36,6 +37,21 @@ def test_exact_is_as_prepared_from_text(dataset, cut, prepare, corpora, tmp_path
     assert mapped.vocab_size == 280
     for shard in pathlib.Path(again.path).glob("tokens-*"):
         assert (tmp_path / "a" / shard.name).read_bytes() == shard.read_bytes()
+
+
+def test_tfds_opens_it_though_a_unit_of_text_was_empty(dataset, cut, prepare, texts, tmp_path):
+    import tensorflow_datasets as tfds
+
+    for i, text in enumerate((texts[0], " ", *texts[1:40])):
+        (tmp_path / f"{i:02}.txt").write_text(text)
+    old = prepare(str(tmp_path), tmp_path / "old", shard_bytes=1024)
+    remap_dataset(old.path, str(cut / "unused"), str(tmp_path / "new"), processes=1)
+    infos = [(tmp_path / n / "dataset_info.json").read_text() for n in ("old", "new")]
+    lengths = [re.findall(r'"shardLengths": \[.*?\]', info, re.DOTALL) for info in infos]
+    assert lengths[0] == lengths[1]
+    source = tfds.builder_from_directory(str(tmp_path / "new")).as_data_source("train")
+    assert len(source) == TokenDataset.open(tmp_path / "new").rows("train")
+    assert len(source[len(source) - 1]["ids"]) == 25
 
 
 def test_a_killed_run_goes_on(dataset, cut, tmp_path, monkeypatch):

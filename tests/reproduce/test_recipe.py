@@ -14,6 +14,7 @@ from pangu_tiny.reproduce import recipe
 from pangu_tiny.reproduce.corpus import write_python_library
 
 SMALL = {
+    "prepare_data.text_key": "body",
     "prepare_data.vocab_size": 310,
     "compress_tokenizer.vocab_size": 300,
     "prepare_data.sequence_length": 32,
@@ -40,7 +41,9 @@ def argv(text, workdir):
 def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     prepare(folder)
-    return folder / "text.jsonl"
+    text = folder / "text.jsonl"
+    text.write_text(text.read_text().replace('{"text":', '{"body":'))
+    return text
 
 
 @pytest.fixture(scope="module")

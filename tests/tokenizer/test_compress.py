@@ -10,7 +10,7 @@ import pytest
 
 from pangu_tiny.data.text import held_out
 from pangu_tiny.errors import UserError
-from pangu_tiny.tokenizer import proto, prune
+from pangu_tiny.tokenizer import huggingface, proto, prune
 from pangu_tiny.tokenizer.counting import count_tokens
 from pangu_tiny.tokenizer.counts import read_counts
 from pangu_tiny.tokenizer.model import Tokenizer, train_tokenizer
@@ -137,6 +137,66 @@ def test_hugging_face_gives_the_same_ids(cut, many_texts, tmp_path):
     assert marked == [compact.begin_id, *compact.encode("there"), compact.begin_id]
 
 
+def with_pieces(big, *pieces, **rules):
+    """The tokenizer with more pieces (text, score, type), and other rules for text."""
+    model = type(big.proto).FromString(big.model_bytes)
+    for piece, score, kind in pieces:
+        model.pieces.add(piece=piece, score=score, type=kind)
+    for name, value in rules.items():
+        setattr(model.normalizer_spec, name, value)
+    return Tokenizer(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("pieces", "rules"),
+    [
+        ((("<x>", 0.0, proto.USER_DEFINED), ("[y]", 0.0, proto.USER_DEFINED)), {}),
+        ((), {"add_dummy_prefix": True}),
+        # Overlapping pieces of equal score: the left one goes first, whatever its id.
+        ((("dö", 5.0, proto.NORMAL), ("öd", 5.0, proto.NORMAL), ("tö", 5.0, proto.NORMAL)), {}),
+    ],
+)
+def test_hugging_face_with_other_pieces_and_rules(big, many_texts, pieces, rules):
+    import tokenizers
+
+    tokenizer = with_pieces(big, *pieces, **rules)
+    try:
+        files = huggingface.export(tokenizer)
+    except UserError as error:
+        assert "overlap in a circle" in str(error)  # dö, öd
+        tokenizer = with_pieces(big, *pieces[1:], **rules)
+        files = huggingface.export(tokenizer)
+    other = tokenizers.Tokenizer.from_str(files["tokenizer.json"])
+    other.encode_special_tokens = True
+    for text in (*many_texts[:100], *STRANGE, "a<x>the[y] <x>", "töd ödö ttödö", " <s>x"):
+        ids = tokenizer.encode(text)
+        assert other.encode(text, add_special_tokens=False).ids == ids
+        assert other.decode(ids, skip_special_tokens=False) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "rules", "reason"),
+    [
+        ((("a\u2581b", 0.0, proto.USER_DEFINED),), {}, "holds a space"),
+        ((("xy", 0.0, proto.UNUSED), ("xyz", 0.0, proto.NORMAL)), {}, "unused pieces"),
+        ((("<x>", 0.0, proto.USER_DEFINED),), {"add_dummy_prefix": True}, "put another"),
+        ((), {"remove_extra_whitespaces": True}, "removes spaces"),
+        ((), {"precompiled_charsmap": b"x"}, "normalises"),
+    ],
+)
+def test_what_hugging_face_cannot_express_is_refused(big, pieces, rules, reason):
+    with pytest.raises(UserError, match=reason):
+        huggingface._check(*_loaded(big, pieces, rules))
+
+
+def _loaded(big, pieces, rules):
+    """Without SentencePiece reading a charsmap that is none."""
+    tokenizer = with_pieces(big, *pieces)
+    for name, value in rules.items():
+        setattr(tokenizer.proto.normalizer_spec, name, value)
+    return tokenizer, Vocabulary.of(tokenizer)
+
+
 def test_report_accounts_for_everything(cut, big, many_texts):
     method, found, compact, workdir = cut
     texts = [text for text in many_texts if held_out(text, 0.2)]
@@ -208,7 +268,7 @@ def test_a_cut_tokenizer_is_not_cut_again(compress, tmp_path, many_file):
     compress(tmp_path / "w", vocab_size=400, method="unused")
     small = str(tmp_path / "w" / "tokenizer.model")
     count_tokens(str(tmp_path / "c"), many_file, small, processes=1)
-    with pytest.raises(UserError, match="unused pieces, so that it was cut before"):
+    with pytest.raises(UserError, match="unused pieces, which would take rows"):
         compress(tmp_path / "x", counts=str(tmp_path / "c"), tokenizer=small, vocab_size=300)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 
@@ -71,7 +72,7 @@ def test_beam_counts_the_same(counts, count, corpora, dataset, tmp_path):
     np.testing.assert_array_equal(other.times, counts.times)
     rows = {"dataset": dataset.path, "tokenizer": None, "runner": "DirectRunner"}
     np.testing.assert_array_equal(count(None, tmp_path / "d", **rows).times, counts.times)
-    with pytest.raises(UserError, match="runner is 'NoRunner'"):
+    with pytest.raises(UserError, match="runner 'NoRunner' with"):
         count(corpora, tmp_path / "n", runner="NoRunner")
 
 
@@ -133,6 +134,18 @@ def test_wrong_arguments_are_named(count, counts, corpora, dataset, texts, tmp_p
         count(write_jsonl(tmp_path / "e.jsonl", [" ", ""]), tmp_path / "e")
     with pytest.raises(UserError, match=r"has no counts\.json"):
         read_counts(str(tmp_path / "e"), train_tokenizer(texts, 290))
+
+
+def test_a_dataset_changed_in_place_is_counted_anew(count, prepare, write_jsonl, texts, tmp_path):
+    found = []
+    for part in (texts[:50], texts[50:100]):
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        prepare(write_jsonl(tmp_path / "t.jsonl", part), tmp_path / "data")
+        settings = {"dataset": str(tmp_path / "data"), "tokenizer": None}
+        found.append(count(None, tmp_path / str(len(found)), **settings).times)
+    assert (found[0] != found[1]).any()
+    counts = json.loads((tmp_path / "0" / "counts.json").read_text())
+    assert counts["held_out_fraction"] == 0.2
 
 
 def test_counts_of_another_tokenizer_are_refused(count, corpora, texts, tmp_path):
