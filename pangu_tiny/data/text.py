@@ -41,7 +41,7 @@ _SMALLEST_UNIT = 1024  # bytes; each leaves a file
 
 def held_out(text: str, fraction: float) -> bool:
     """Whether a document is held out: by the sha256 of its UTF-8, in every stage alike."""
-    return is_held_out(document_digest(text), fraction)
+    return is_held_out(document_digest(text.encode()), fraction)
 
 
 def is_held_out(digest: int, fraction: float) -> bool:
@@ -49,9 +49,9 @@ def is_held_out(digest: int, fraction: float) -> bool:
     return digest >> 192 < fraction * 2**64
 
 
-def document_digest(text: str) -> int:
-    """sha256 of a document's UTF-8, as a number of 256 bits."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
+def document_digest(utf8: bytes) -> int:
+    """sha256 of a document, as a number of 256 bits."""
+    return int.from_bytes(hashlib.sha256(utf8).digest(), "big")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,6 @@ from etils import epath
 from pangu_tiny.data.text import Skipped, Text, find_sources, held_out, read_documents, split_units
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.shape import ModelShape
-from pangu_tiny.progress import Progress
 from pangu_tiny.tokenizer import huggingface, report
 from pangu_tiny.tokenizer.counts import read_counts
 from pangu_tiny.tokenizer.cut import ID_MAP, TOKENIZER, Cut, id_map
@@ -96,8 +95,7 @@ def compress_tokenizer(
         compact = cut.compact(size)
         table = id_map(cut, compact, size, method)
         paper = Cut.plan(big, vocabulary, counted.times, "paper", keep or [])
-        with Progress("measuring", None) as progress:
-            found = report.measure(cut, paper, compact, size, counted, texts, model, progress)
+        found = report.measure(cut, paper, compact, size, counted, texts, model)
         found |= {"method": method, "size": size, **_export(folder, compact)}
         write_atomically(folder / TOKENIZER, compact.model_bytes)
         write_atomically(folder / ID_MAP, json.dumps(table))
@@ -161,13 +159,12 @@ def _held_out_texts(
     found: dict[str, list[str]] = {}
     for source in find_sources(text) if text is not None else ():
         chosen, size = [], 0
-        for unit in split_units([source]):
-            for document in read_documents(unit, Skipped(), text_key):
-                if size < text_bytes and (fraction is None or held_out(document, fraction)):
-                    chosen.append(document)
-                    size += len(document.encode())
-            if size >= text_bytes:
-                break
+        units = split_units([source])
+        documents = (text for unit in units for text in read_documents(unit, Skipped(), text_key))
+        while size < text_bytes and (document := next(documents, None)) is not None:
+            if fraction is None or held_out(document, fraction):
+                chosen.append(document)
+                size += len(document.encode())
         if chosen:
             found[source.name] = chosen
     if text is not None and not found:

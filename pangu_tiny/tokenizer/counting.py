@@ -32,13 +32,13 @@ from pangu_tiny.tokenizer.counts import (
     read_counts,
     save,
     strange_share,
+    strange_text,
     write_counts,
 )
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.workdir import claim, read_identity
 
 _UNITS = "units"
-_MOSTLY = 0.5  # share of unknown and byte tokens that deserves a warning
 
 
 def count_tokens(
@@ -153,11 +153,24 @@ class Reading(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class TextJob:
-    """A unit of text to count."""
+class _Job:
+    """What is counted at a time, and where its counts go; the kinds of it have `count`."""
 
     index: int
     workdir: str
+
+    @property
+    def result(self) -> epath.Path:
+        return epath.Path(self.workdir) / _UNITS / f"{self.index:05d}.npz"
+
+    def run(self, tokenizer: Tokenizer) -> None:
+        save(self.result, self.count(tokenizer))
+
+
+@dataclasses.dataclass(frozen=True)
+class TextJob(_Job):
+    """A unit of text to count."""
+
     unit: Unit
     reading: Reading
 
@@ -169,13 +182,6 @@ class TextJob:
     def size(self) -> int:
         return self.unit.size
 
-    @property
-    def result(self) -> epath.Path:
-        return _part(self.workdir, self.index)
-
-    def run(self, tokenizer: Tokenizer) -> None:
-        save(self.result, self.count(tokenizer))
-
     def count(self, tokenizer: Tokenizer) -> SourceCounts:
         """Counts the documents that are not held out, in memory that does not grow."""
         skipped = Skipped()
@@ -184,10 +190,11 @@ class TextJob:
         def training_documents() -> Iterator[str]:
             reading = self.reading
             for text in read_documents(self.unit, skipped, reading.text_key, reading.bad_utf8):
-                digest = document_digest(text)
+                utf8 = text.encode()
+                digest = document_digest(utf8)
                 if not is_held_out(digest, reading.held_out_fraction):
                     counted.documents += 1
-                    counted.bytes += len(text.encode())
+                    counted.bytes += len(utf8)
                     counted.digest += digest
                     yield text
 
@@ -200,11 +207,9 @@ class TextJob:
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetJob:
+class DatasetJob(_Job):
     """A shard of a token dataset's training split to count; `shard` is its entry there."""
 
-    index: int
-    workdir: str
     dataset: str
     digest: str
     shard: dict[str, Any]
@@ -217,20 +222,13 @@ class DatasetJob:
     def size(self) -> int:
         return self.shard["size"]
 
-    @property
-    def result(self) -> epath.Path:
-        return _part(self.workdir, self.index)
-
-    def run(self, tokenizer: Tokenizer) -> None:
-        save(self.result, self.count(tokenizer))
-
     def count(self, tokenizer: Tokenizer) -> SourceCounts:
         """Counts the ids of the documents' text, without marks."""
         counted = SourceCounts(
             np.zeros(tokenizer.pieces, np.int64),
             self.shard["documents"],
             self.shard["bytes"],
-            document_digest(f"{self.index} {self.shard['digest']}"),
+            document_digest(f"{self.index} {self.shard['digest']}".encode()),
         )
         for _, ids in _open_dataset(self.dataset, self.digest).documents("train", [self.index]):
             np.add.at(counted.times, ids[1:-1], 1)
@@ -250,19 +248,10 @@ def _report(folder: epath.Path, tokenizer: Tokenizer) -> str:
         if not times.sum():
             lines.append(f"  {name:<16} nothing")
             continue
-        strange = strange_share(times, tokenizer)
         lines.append(
             f"  {name:<16} {source['documents']:,} documents, {source['bytes'] / 1e6:,.2f} MB,"
             f" {source['tokens']:,} tokens, {source['bytes'] / source['tokens']:.2f} bytes a token,"
             f" {np.count_nonzero(times):,} of {tokenizer.pieces:,} pieces seen"
         )
-        if strange > _MOSTLY:
-            lines.append(
-                f"  WARNING: {strange:.0%} of the tokens of {name} are unknown or lone bytes;"
-                " this tokenizer was not made for that text"
-            )
+        lines += strange_text(f"the tokens of {name}", strange_share(times, tokenizer))
     return "\n".join(lines)
-
-
-def _part(workdir: str, index: int) -> epath.Path:
-    return epath.Path(workdir) / _UNITS / f"{index:05d}.npz"

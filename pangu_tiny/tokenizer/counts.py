@@ -23,6 +23,7 @@ from pangu_tiny.workdir import write_atomically
 
 DESCRIPTION = "counts.json"
 _COUNTS = "counts.npy"
+_MOSTLY = 0.5  # share of unknown and byte tokens that deserves a warning
 
 
 @dataclasses.dataclass
@@ -166,6 +167,16 @@ def write_counts(
 def strange_share(times: np.ndarray, tokenizer: Tokenizer) -> float:
     """The share of tokens that are unknown or lone bytes: high for text in a foreign language."""
     return float(times[tokenizer.strange].sum() / times.sum())
+
+
+def strange_text(what: str, share: float) -> list[str]:
+    """The lines of a report that warn of a large `strange_share`."""
+    if share <= _MOSTLY:
+        return []
+    return [
+        f"  WARNING: {share:.0%} of {what} are unknown or lone bytes; this tokenizer was not made"
+        " for that text"
+    ]
 
 
 def save(file: epath.Path, counted: SourceCounts) -> None:

@@ -17,8 +17,6 @@ from pangu_tiny.tokenizer import proto
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.vocabulary import Vocabulary
 
-_SPACE = "\u2581"
-
 
 def export(tokenizer: Tokenizer) -> dict[str, str]:
     """The files of the same tokenizer in Hugging Face's format, by name.
@@ -115,7 +113,7 @@ def _check(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
         "a space is put before a text, and there are user-defined pieces, after each of which the"
         " format would put another": rules.add_dummy_prefix and defined,
         "a user-defined piece holds a space, which the format looks for before it is written as"
-        " U+2581": any({_SPACE, " "} & set(piece) for piece in defined),
+        " U+2581": any({proto.SPACE, " "} & set(piece) for piece in defined),
         "it merges characters that are no pieces": (vocabulary.parts[pairless] < 0).any(),
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
@@ -152,16 +150,16 @@ def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
 
 
 def _normalizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": proto.SPACE}
     if not tokenizer.proto.normalizer_spec.add_dummy_prefix:
         return spaces
-    prefix = {"type": "Prepend", "prepend": _SPACE}
+    prefix = {"type": "Prepend", "prepend": proto.SPACE}
     return {"type": "Sequence", "normalizers": [prefix, spaces]}
 
 
 def _decoder(tokenizer: Tokenizer) -> dict[str, Any]:
     decoders: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "Replace", "pattern": {"String": proto.SPACE}, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
     ]

@@ -191,7 +191,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             byte_fallback=True,
             character_coverage=1.0,
             # Without a piece for the space, its bytes would be those of SentencePiece's stand-in.
-            required_chars="\n\t\u2581",
+            required_chars=f"\n\t{proto.SPACE}",
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,

@@ -11,6 +11,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """The types of a piece."""
 
+SPACE = "\u2581"
+"""How a piece writes a space."""
+
 UNIGRAM, BPE, WORD, CHAR = range(1, 5)
 """The types of a model."""
 

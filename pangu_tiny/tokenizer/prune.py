@@ -19,9 +19,8 @@ from collections.abc import Callable
 import numpy as np
 
 from pangu_tiny.errors import UserError
+from pangu_tiny.tokenizer import proto
 from pangu_tiny.tokenizer.vocabulary import Vocabulary
-
-SPACE = "\u2581"
 
 
 def required(vocabulary: Vocabulary, names: list[str]) -> np.ndarray:
@@ -34,7 +33,7 @@ def required(vocabulary: Vocabulary, names: list[str]) -> np.ndarray:
     keep = ~vocabulary.merging
     if not vocabulary.byte_fallback:
         keep |= vocabulary.single
-    for name in {SPACE, *names} & vocabulary.ids.keys():
+    for name in {proto.SPACE, *names} & vocabulary.ids.keys():
         if vocabulary.dead[vocabulary.ids[name]]:
             raise UserError(f"keep names {name!r}, which the tokenizer has but never emits")
         keep[vocabulary.ids[name]] = True

@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.page import page, paragraph, picture, section, table
 from pangu_tiny.progress import Progress
-from pangu_tiny.tokenizer.counts import Counts, strange_share
+from pangu_tiny.tokenizer.counts import Counts, strange_share, strange_text
 from pangu_tiny.tokenizer.cut import Cut
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.vocabulary import Vocabulary
@@ -43,7 +43,6 @@ def measure(
     counts: Counts,
     texts: dict[str, list[str]],
     model: ModelShape,
-    progress: Progress,
 ) -> dict[str, Any]:
     """All figures of the report.
 
@@ -54,7 +53,6 @@ def measure(
       counts: what the cut was decided by.
       texts: held-out documents by source; may be empty.
       model: the shape that the tokenizer is for.
-      progress: is told of every tokenizer that was measured.
     """
     big = cut.tokenizer
     before = {name: _tokens(big, found) for name, found in texts.items()}
@@ -62,18 +60,19 @@ def measure(
     whole, sized = (dataclasses.replace(model, vocab_size=n) for n in (big.vocab_size, size))
     sizes = sorted({n for n in (*_SIZES, size) if cut.smallest <= n <= big.vocab_size})
     trade_off = []
-    for n in sizes:
-        row = _at_equal_parameters(sized, n) | {"coverage": _coverage(cut, n)}
-        for name, other in {"this": cut, "paper": paper}.items():
-            tokenizer = other.compact(n) if n >= other.smallest else None
-            row |= {
-                f"{name}_dead": tokenizer and int(tokenizer.dead.sum()),
-                f"{name}_tokens": sum(_tokens(tokenizer, found) for found in texts.values())
-                if tokenizer and texts
-                else None,
-            }
-            progress.update()
-        trade_off.append(row)
+    with Progress("measuring", 2 * len(sizes), "tokenizer") as progress:
+        for n in sizes:
+            row = _at_equal_parameters(sized, n) | {"coverage": _coverage(cut, n)}
+            for name, other in {"this": cut, "paper": paper}.items():
+                tokenizer = other.compact(n) if n >= other.smallest else None
+                row |= {
+                    f"{name}_dead": tokenizer and int(tokenizer.dead.sum()),
+                    f"{name}_tokens": sum(_tokens(tokenizer, found) for found in texts.values())
+                    if tokenizer and texts
+                    else None,
+                }
+                progress.update()
+            trade_off.append(row)
     return {
         "tokenizer": {"digest": big.digest, "size": big.vocab_size, "dead": int(big.dead.sum())},
         "compact": {"digest": compact.digest, "size": size, "dead": int(compact.dead.sum())},
@@ -124,11 +123,7 @@ def summary(folder: str, found: dict[str, Any]) -> str:
         lines.append("  not measured on text; compress_tokenizer.text gives some")
     if found["huggingface"] is None:
         lines.append(f"  no Hugging Face files: {found['huggingface_refused']}")
-    if found["counts"]["strange_share"] > 0.5:
-        lines.append(
-            f"  WARNING: {found['counts']['strange_share']:.0%} of the counted tokens are unknown"
-            " or lone bytes; this tokenizer was not made for that text"
-        )
+    lines += strange_text("the counted tokens", found["counts"]["strange_share"])
     return "\n".join([*lines, f"  report       {folder}/report.html"])
 
 

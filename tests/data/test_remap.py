@@ -99,5 +99,8 @@ def test_what_does_not_belong_together_is_refused(dataset, cut, prepare, corpora
     remap_dataset(dataset.path, str(cut / "unused"), str(tmp_path / "a"), processes=1)
     with pytest.raises(UserError, match="was cut out of"):
         remap_dataset(str(tmp_path / "a"), str(cut / "unused"), str(tmp_path / "w"))
+    (tmp_path / "id_map.json").write_text('{"a": 1}')
+    with pytest.raises(UserError, match="is not what compress-tokenizer writes"):
+        remap_dataset(dataset.path, str(tmp_path), str(tmp_path / "w"))
     with pytest.raises(UserError, match="processes is 0"):
         remap_dataset(dataset.path, str(cut / "unused"), str(tmp_path / "w"), processes=0)

@@ -48,7 +48,10 @@ def test_every_id_of_the_training_split_is_counted_by_source(counts, texts, toke
         assert entry["documents"] == len(part)
         assert entry["bytes"] == sum(len(text.encode()) for text in part)
         assert entry["tokens"] == counts.times_by_source[name].sum()
-        assert int(entry["digest"], 16) == sum(map(document_digest, part)) % 2**256
+        assert (
+            int(entry["digest"], 16)
+            == sum(document_digest(text.encode()) for text in part) % 2**256
+        )
     np.testing.assert_array_equal(counts.times, counted(training(texts), tokenizer))
 
 
@@ -74,6 +77,9 @@ def test_beam_counts_the_same(counts, count, corpora, dataset, tmp_path):
     np.testing.assert_array_equal(count(None, tmp_path / "d", **rows).times, counts.times)
     with pytest.raises(UserError, match="runner 'NoRunner' with"):
         count(corpora, tmp_path / "n", runner="NoRunner")
+    (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"text": \n')
+    with pytest.raises(UserError, match=r"bad\.jsonl:2 is not JSON"):
+        count(str(tmp_path / "bad.jsonl"), tmp_path / "b", runner="DirectRunner")
 
 
 def test_folders_of_counts_add_up(counts, count, corpora, tmp_path, tokenizer):
@@ -126,6 +132,10 @@ def test_wrong_arguments_are_named(count, counts, corpora, dataset, texts, tmp_p
         count(corpora, tmp_path / "w", tokenizer=None)
     with pytest.raises(UserError, match=r"held_out_fraction is 1; expected"):
         count(corpora, tmp_path / "w", held_out_fraction=1)
+    with pytest.raises(UserError, match=r"unit_bytes is 5; expected at least 1,024"):
+        count(corpora, tmp_path / "w", unit_bytes=5)
+    with pytest.raises(UserError, match="runner_options are those of a runner"):
+        count(corpora, tmp_path / "w", runner_options=["--x=1"])
     (tmp_path / "t.model").write_bytes(b"no model")
     with pytest.raises(UserError, match="is not a SentencePiece model"):
         count(corpora, tmp_path / "w", tokenizer=str(tmp_path / "t.model"))
@@ -134,6 +144,10 @@ def test_wrong_arguments_are_named(count, counts, corpora, dataset, texts, tmp_p
         count(write_jsonl(tmp_path / "e.jsonl", [" ", ""]), tmp_path / "e")
     with pytest.raises(UserError, match=r"has no counts\.json"):
         read_counts(str(tmp_path / "e"), train_tokenizer(texts, 290))
+    for foreign in ('{"a": 1}', "not JSON"):
+        (tmp_path / "e" / "counts.json").write_text(foreign)
+        with pytest.raises(UserError, match="is not what count-tokens writes"):
+            read_counts(str(tmp_path / "e"), train_tokenizer(texts, 290))
 
 
 def test_a_dataset_changed_in_place_is_counted_anew(count, prepare, write_jsonl, texts, tmp_path):
