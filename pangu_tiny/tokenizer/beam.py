@@ -1,5 +1,7 @@
 """The counting of count-tokens as an Apache Beam pipeline, for corpora beyond one machine."""
 
+import contextlib
+import io
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -39,7 +41,10 @@ def count_by_source(
       UserError: there is no such runner, or the pipeline failed.
     """
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # it logs whole stack traces
+    usage = io.StringIO()  # argparse prints hundreds of lines, and then what is wrong
     try:
+        with contextlib.redirect_stderr(usage):
+            PipelineOptions(list(options)).get_all_options()
         with beam.Pipeline(runner=runner, options=PipelineOptions(list(options))) as pipeline:
             _ = (
                 pipeline
@@ -53,6 +58,8 @@ def count_by_source(
         raise
     except (Exception, SystemExit) as error:  # every runner has its own, and argparse exits
         reason = str(error).strip().partition("\n")[0]
+        if isinstance(error, SystemExit):
+            reason = usage.getvalue().strip().rpartition("\n")[2]
         raise UserError(
             f"count_tokens.runner {runner!r} with {list(options)} failed: {reason}"
         ) from error

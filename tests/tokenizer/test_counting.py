@@ -77,6 +77,9 @@ def test_beam_counts_the_same(counts, count, corpora, dataset, tmp_path):
     np.testing.assert_array_equal(count(None, tmp_path / "d", **rows).times, counts.times)
     with pytest.raises(UserError, match="runner 'NoRunner' with"):
         count(corpora, tmp_path / "n", runner="NoRunner")
+    with pytest.raises(UserError, match="invalid int value: 'abc'"):
+        options = ["--direct_num_workers=abc"]
+        count(corpora, tmp_path / "o", runner="DirectRunner", runner_options=options)
     (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"text": \n')
     with pytest.raises(UserError, match=r"bad\.jsonl:2 is not JSON"):
         count(str(tmp_path / "bad.jsonl"), tmp_path / "b", runner="DirectRunner")
