@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pangu_tiny.checkpoints.read import describe
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.training.checkpoints import Writer, describe
+from pangu_tiny.training.checkpoints import Writer
 from pangu_tiny.training.optimizer import Optimizer
 from pangu_tiny.training.step import TrainState
 

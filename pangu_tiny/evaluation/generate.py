@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Cache, Decoder, empty_cache, project
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.training.checkpoints import open_checkpoint
 from pangu_tiny.workdir import claim, write_atomically
 
 _CACHE_MULTIPLE = 64  # so that prompts of about the same length share a compiled step

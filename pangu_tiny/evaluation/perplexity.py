@@ -5,12 +5,12 @@ from typing import Any
 
 import jax
 
+from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.topology.mesh import check_divides, make_mesh
-from pangu_tiny.training.checkpoints import open_checkpoint
 from pangu_tiny.training.feed import held_out_nats
 from pangu_tiny.training.loop import DTYPES
 from pangu_tiny.training.metrics import bits_per_byte
@@ -50,7 +50,7 @@ def evaluate(
         )
     if not held_out["targets"]:
         raise UserError(f"dataset {dataset} holds nothing out: prepare_data.held_out_fraction is 0")
-    if opened.about["sequence_length"] != rows.sequence_length:
+    if not opened.takes(rows.sequence_length):
         raise UserError(
             f"dataset {dataset} has rows of {rows.sequence_length} targets, checkpoint "
             f"{checkpoint} was trained on rows of {opened.about['sequence_length']}"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from pangu_tiny.checkpoints.read import Checkpoint, describe, open_checkpoint
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import batches, row_order
 from pangu_tiny.errors import UserError
@@ -18,7 +19,7 @@ from pangu_tiny.model.init import check_scheme
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.topology.mesh import check_divides, make_mesh
-from pangu_tiny.training import checkpoints
+from pangu_tiny.training.checkpoints import Writer
 from pangu_tiny.training.feed import Feed, held_out_nats
 from pangu_tiny.training.optimizer import Optimizer
 from pangu_tiny.training.processes import say
@@ -116,7 +117,7 @@ def train(
     mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
     check_divides(model, mesh)
     feed = Feed(mesh, global_batch, hardware.per_device_batch)
-    start_from = checkpoints.open_checkpoint(checkpoint) if checkpoint else None
+    start_from = open_checkpoint(checkpoint) if checkpoint else None
     if start_from:
         _check_start(start_from, model, rows)
     identity = {
@@ -133,11 +134,7 @@ def train(
         "dtype": dtype,
         "z_loss": z_loss,
         "skip_nonfinite": skip_nonfinite,
-        "checkpoint": start_from
-        and {
-            "identity": start_from.about["identity"],
-            "step": start_from.about["step"],
-        },
+        "checkpoint": start_from and start_from.identity,
     }
     tokenizer_bytes = rows.tokenizer_bytes()
     profile = Profile(epath.Path(workdir), profile_steps)
@@ -147,7 +144,7 @@ def train(
     schedule = optimizer.schedule(steps, global_batch * rows.sequence_length)
     transformation = optimizer.transformation(schedule)
     with jax.set_mesh(mesh):
-        writer = checkpoints.Writer(folder / "checkpoints", save_every)
+        writer = Writer(folder / "checkpoints", save_every)
         target = abstract_state(decoder, transformation, mesh)
         if restored := writer.restore_latest(target):
             state = restored[0]
@@ -170,7 +167,7 @@ def train(
             tensorboard=tensorboard,
         )
         run.introduce(model, mesh, feed, optimizer)
-        about = checkpoints.describe(
+        about = describe(
             model,
             identity=identity,
             dtype=dtype,
@@ -249,7 +246,7 @@ def _check_dataset(rows: TokenDataset, model: ModelShape) -> None:
         )
 
 
-def _check_start(start: checkpoints.Checkpoint, model: ModelShape, rows: TokenDataset) -> None:
+def _check_start(start: Checkpoint, model: ModelShape, rows: TokenDataset) -> None:
     """Refuses to go on from a checkpoint of another shape or tokenizer or other rows."""
     there, here = (
         {f"ModelShape.{name}": value for name, value in dataclasses.asdict(shape).items()}
@@ -259,10 +256,9 @@ def _check_start(start: checkpoints.Checkpoint, model: ModelShape, rows: TokenDa
         start.about["identity"]["tokenizer"],
         rows.tokenizer_digest,
     )
-    there["sequence_length"], here["sequence_length"] = (
-        start.about["sequence_length"],
-        rows.sequence_length,
-    )
+    if not start.takes(rows.sequence_length):
+        there["sequence_length"] = start.about["sequence_length"]
+        here["sequence_length"] = rows.sequence_length
     differences = [
         f"{name} is {there[name]} there, {here[name]} here"
         for name in here

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 from etils import epath
 
+from pangu_tiny.checkpoints.read import committed_steps
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.progress import Progress
-from pangu_tiny.training import checkpoints
+from pangu_tiny.training.checkpoints import Writer
 from pangu_tiny.training.feed import Feed
 from pangu_tiny.training.metrics import (
     MFU_FORMULA,
@@ -68,7 +69,7 @@ class Watch:
         if peak_flops():
             say(MFU_FORMULA)
 
-    def finish_last(self, writer: checkpoints.Writer) -> None:
+    def finish_last(self, writer: Writer) -> None:
         """Reads the metrics of the step before the one in flight, and acts on them."""
         if self.pending is None:
             return
@@ -77,7 +78,7 @@ class Watch:
         metrics = jax.device_get(metrics)
         if not metrics.finite and self._stop_nonfinite:
             writer.wait()
-            good = checkpoints.committed_steps(writer.folder)
+            good = committed_steps(writer.folder)
             raise UserError(
                 f"step {step}: loss {metrics.loss} and gradient norm {metrics.gradient_norm} are "
                 f"not finite; the last good checkpoint is "

@@ -12,15 +12,11 @@ import numpy as np
 import pytest
 from tiny_runs import SHAPE, assert_same_bits, read_arrays
 
+from pangu_tiny.checkpoints.read import committed_steps, describe, open_checkpoint
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.topology.mesh import make_mesh
-from pangu_tiny.training.checkpoints import (
-    Writer,
-    committed_steps,
-    describe,
-    open_checkpoint,
-)
+from pangu_tiny.training.checkpoints import Writer
 from pangu_tiny.training.optimizer import Optimizer
 from pangu_tiny.training.step import abstract_state, param_shardings
 

@@ -19,13 +19,15 @@ from tiny_runs import (
     targets_of,
 )
 
+from pangu_tiny.checkpoints.read import committed_steps, open_checkpoint
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import batches
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.topology.mesh import make_mesh
-from pangu_tiny.training import checkpoints, metrics, watch
+from pangu_tiny.training import metrics, watch
+from pangu_tiny.training.checkpoints import Writer
 from pangu_tiny.training.optimizer import Optimizer
 from pangu_tiny.training.step import abstract_state
 
@@ -80,7 +82,7 @@ def test_tensorboard_and_profile_are_written(finished):
 
 def test_a_checkpoint_describes_its_run(finished, dataset):
     rows = TokenDataset.open(dataset)
-    opened = checkpoints.open_checkpoint(str(finished))
+    opened = open_checkpoint(str(finished))
     assert opened.shape == SHAPE and opened.tokenizer_bytes == rows.tokenizer_bytes()
     about = opened.about
     assert (about["step"], about["next_batch"], about["sequence_length"]) == (STEPS, STEPS, 32)
@@ -125,7 +127,7 @@ def test_another_configuration_is_refused_and_named(copy, dataset):
 
 def back_to(workdir, step):
     """Makes a run look as if it had been killed after the checkpoint of that step."""
-    for later in checkpoints.committed_steps(workdir / "checkpoints"):
+    for later in committed_steps(workdir / "checkpoints"):
         if later > step:
             shutil.rmtree(workdir / "checkpoints" / str(later))
 
@@ -175,7 +177,7 @@ def test_a_resumed_run_drops_what_came_later(copy, dataset):
 def test_temporary_checkpoints_come_by_time(dataset, tmp_path):
     """With no minutes between them, they come as fast as requests travel; the newest two stay."""
     run(dataset, tmp_path / "run", save_every=100, save_minutes=0.0)
-    steps = checkpoints.committed_steps(tmp_path / "run" / "checkpoints")
+    steps = committed_steps(tmp_path / "run" / "checkpoints")
     assert len(steps) == 2 and steps[0] == STEPS and steps[1] >= STEPS - 3
     files = sorted(path.stem for path in (tmp_path / "run" / "row_losses").iterdir())
     assert len(files) >= 8, "checkpoints did not come by time"
@@ -191,7 +193,7 @@ def spoil(workdir, step):
     """Adds a checkpoint after which no loss is a number: a norm scale in it is infinite."""
     transformation = Optimizer().transformation(lambda _: 0.0)
     target = abstract_state(Decoder(SHAPE), transformation, make_mesh(1, 4, 2))
-    writer = checkpoints.Writer(workdir / "checkpoints", 1)
+    writer = Writer(workdir / "checkpoints", 1)
     state, about = writer.restore_latest(target)
     scale = np.inf * state.params["final_norm"]["scale"]
     params = {**state.params, "final_norm": {"scale": scale}}
@@ -209,7 +211,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(copy, dataset):
     assert message.startswith("step 11: loss nan and gradient norm nan are not finite")
     assert f"the last good checkpoint is {copy / 'checkpoints' / '11'};" in message
     assert "skip_nonfinite" in message
-    assert checkpoints.committed_steps(copy / "checkpoints")[0] == 11
+    assert committed_steps(copy / "checkpoints")[0] == 11
 
 
 HOT = Optimizer(learning_rate=1e30, warmup_fraction=0.0, clip=1e9)
@@ -327,5 +329,5 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(copy, dataset, tmp_path):
     assert complaint.startswith("pangu-tiny train: a checkpoint could not be saved in ")
     assert "the last good one is step 10: " in complaint and "File too large" in complaint
     assert "Traceback" not in log.read_text() and "Exception" not in log.read_text()
-    assert checkpoints.committed_steps(copy / "checkpoints") == [10, 5]
+    assert committed_steps(copy / "checkpoints") == [10, 5]
     assert run(dataset, copy).step == STEPS

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tiny_runs import EIGHT, SETTINGS, command, start
 
-from pangu_tiny.training import checkpoints, metrics
+from pangu_tiny.checkpoints.read import committed_steps
+from pangu_tiny.training import metrics
 
 STEPS = SETTINGS["steps"]
 
@@ -80,4 +81,4 @@ def test_two_processes_go_back_together_from_damage(runs, dataset):
     assert [process.wait() for process in processes] == [0, 0]
     log = (workdir.parent / "log0").read_text()
     assert "20 is damaged" in log and "going on from step 15" in log
-    assert checkpoints.committed_steps(workdir / "checkpoints")[0] == STEPS
+    assert committed_steps(workdir / "checkpoints")[0] == STEPS

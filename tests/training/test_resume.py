@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from tiny_runs import EIGHT, SETTINGS, assert_same_bits, command, start, state_of
 
+from pangu_tiny.checkpoints.read import committed_steps
 from pangu_tiny.topology.hardware import Hardware
-from pangu_tiny.training import checkpoints, metrics
+from pangu_tiny.training import metrics
 
 STEPS = SETTINGS["steps"]
 ONE = Hardware()
@@ -71,7 +72,7 @@ def test_signals_save_and_leave_cleanly(dataset, one_device, tmp_path):
         before = stopped
         child.until(lambda child=child, before=before: child.steps_logged() > before + 1)
         assert child.stop(number) == 0, child.log.read_text()
-        newest = checkpoints.committed_steps(workdir / "checkpoints")[0]
+        newest = committed_steps(workdir / "checkpoints")[0]
         assert before < newest < STEPS
         said = f"stopped at step {newest} of {STEPS}; run the same command again to go on"
         assert said in child.log.read_text()
@@ -94,7 +95,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bits(dataset, tmp_path, devices,
     assert child.stop(signal.SIGKILL) == -signal.SIGKILL
     child = Child(dataset, workdir, hardware, devices)
     child.kill_inside_a_save()
-    assert checkpoints.committed_steps(workdir / "checkpoints")[:1] != [STEPS]
+    assert committed_steps(workdir / "checkpoints")[:1] != [STEPS]
     child = Child(dataset, workdir, hardware, devices)
     assert child.process.wait() == 0, child.log.read_text()
     assert_same_run(outcome(workdir), outcome(expected))

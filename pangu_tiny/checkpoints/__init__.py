@@ -1,0 +1,1 @@
+"""Checkpoints on disk: read by every stage, written whole or part by part."""

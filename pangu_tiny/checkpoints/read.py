@@ -1,0 +1,230 @@
+"""Checkpoints, read strictly, each one describing itself.
+
+A step's folder holds `params` (arrays; stacked leaves in chunks of one layer), `tokenizer` (its
+file as bytes), `about` (JSON: ModelShape, digests, marks, package versions) and, where training
+wrote it, `optimizer`. A folder counts as a checkpoint if all of it can be read.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+from etils import epath
+
+from pangu_tiny.errors import UserError
+from pangu_tiny.model.decoder import parameter_shapes
+from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.workdir import absolute
+
+
+class Checkpoint(NamedTuple):
+    """What every stage reads from a checkpoint, besides its arrays."""
+
+    path: epath.Path
+    shape: ModelShape
+    about: dict[str, Any]
+    tokenizer_bytes: bytes
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of every parameter as it is stored."""
+        return np.dtype(self.about.get("params_dtype", "float32"))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its contents follow from, and at which step."""
+        return {"identity": self.about["identity"], "step": self.about["step"]}
+
+    @property
+    def digest(self) -> str:
+        """sha256 of `identity`: the same for the same contents, wherever they lie."""
+        facts = {"model": self.about["model"], "dtype": str(self.dtype), **self.identity}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def takes(self, sequence_length: int) -> bool:
+        """Whether rows of that many targets fit: those that it was trained on, or, where it was
+        imported or cut and not trained since, any that are not longer than it allows."""
+        allowed = self.about["sequence_length"]
+        return sequence_length == allowed or (self.about["step"] == 0 and sequence_length < allowed)
+
+    def params(self, shardings: Any = None) -> dict[str, Any]:
+        """The parameters as float32 arrays, laid out by `shardings` (a tree) if given.
+
+        Raises:
+          UserError: they cannot be read, or are not those of `shape`.
+        """
+        target = _with_shardings(parameter_shapes(self.shape), shardings)
+        stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, self.dtype), target)
+        try:
+            return restore(self.path, params=(stored, target))["params"]
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"checkpoint {self.path} cannot be read: {reason(error)}") from error
+
+    def leaf(self, name: str) -> "Leaf":
+        """One parameter by its name in `model/decoder.py`, to be read in parts."""
+        return Leaf(self.path / "params", name)
+
+
+class Leaf:
+    """A parameter on disk. Of a stacked one a layer can be read at a time.
+
+    Attributes:
+      name, shape, dtype: of the parameter.
+
+    Raises:
+      UserError: there is no such parameter, or it cannot be read or written.
+    """
+
+    def __init__(self, folder: epath.Path, name: str, write: bool = False):
+        self._where, self.name = f"checkpoint {folder}: {name}", name
+        base = str(folder) if "://" in str(folder) else f"file://{folder}"
+        kvstore = {"driver": "ocdbt", "base": base, "path": f"{name.replace('/', '.')}/"}
+        try:
+            self._array = tensorstore.open(
+                {"driver": "zarr", "kvstore": kvstore}, open=True, read=True, write=write
+            ).result()
+        except Exception as error:
+            raise UserError(f"{self._where} cannot be opened: {reason(error)}") from error
+        self.shape: tuple[int, ...] = self._array.shape
+        self.dtype: np.dtype = self._array.dtype.numpy_dtype
+
+    def read(self, layer: int | None = None) -> np.ndarray:
+        """The whole parameter, or one layer of a stacked one."""
+        try:
+            part = self._array if layer is None else self._array[layer]
+            return part.read().result()
+        except Exception as error:
+            raise UserError(f"{self._where} cannot be read: {reason(error)}") from error
+
+    def write(self, value: np.ndarray, layer: int | None = None) -> None:
+        """Puts a value of the same shape and dtype in its place."""
+        part = self._array if layer is None else self._array[layer]
+        if (value.shape, value.dtype) != (part.shape, self.dtype):
+            raise ValueError(f"{self.name}: {value.dtype}{value.shape}, expected {part.shape}")
+        try:
+            part.write(value).result()
+        except Exception as error:
+            raise UserError(f"{self._where} cannot be written: {reason(error)}") from error
+
+
+def open_checkpoint(path: str) -> Checkpoint:
+    """Opens a checkpoint by its path alone.
+
+    Args:
+      path: a step's folder, a folder of steps, or the workdir of a run (its newest step).
+
+    Raises:
+      UserError: there is no checkpoint, or it is not one of this project's.
+    """
+    folder = absolute(path)
+    for candidate in (folder / "checkpoints", folder):
+        if candidate.exists() and (steps := committed_steps(candidate)):
+            folder = candidate / str(steps[0])
+            break
+    if not (folder / "about").exists():
+        raise UserError(f"checkpoint {path}: no checkpoint there, expected a train workdir or step")
+    try:
+        items = restore(folder, about=True, tokenizer=None)
+    except Exception as error:
+        raise UserError(f"checkpoint {folder} cannot be read: {reason(error)}") from error
+    about = items["about"]
+    shape = ModelShape(**about["model"])
+    return Checkpoint(folder, shape, about, items["tokenizer"]["model"].tobytes())
+
+
+def committed_steps(folder: epath.Path) -> Sequence[int]:
+    """Steps whose checkpoint was finished, newest first."""
+    return [step for step in numbered(folder) if _is_finished(folder / str(step))]
+
+
+def numbered(folder: epath.Path) -> list[int]:
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def _is_finished(path: epath.Path) -> bool:
+    """Whether Orbax committed this folder: by renaming it, or where renaming is copying (gs://)
+    by a marker file, which `is_checkpoint_finalized` looks for."""
+    return (path / "_CHECKPOINT_METADATA").exists() and ocp.utils.is_checkpoint_finalized(path)
+
+
+def describe(shape: ModelShape, **facts: Any) -> dict[str, Any]:
+    """The `about` of a checkpoint."""
+    return json.loads(json.dumps({"format": 1, "model": dataclasses.asdict(shape), **facts}))
+
+
+def restore(path: epath.Path, **items: Any) -> dict[str, Any]:
+    """Reads items of a step: a tree of targets (strict), None (as on disk), True (JSON), or a pair
+    of trees, of what has to be there and of what it is read as.
+
+    Raises:
+      UserError: a leaf is missing, left over, or of another shape or dtype than its target.
+    """
+    arguments = {}
+    for name, target in items.items():
+        if target is True:
+            arguments[name] = ocp.args.JsonRestore()
+            continue
+        if target is not None:
+            stored, target = target if type(target) is tuple else (target, target)
+            metadata = ocp.StandardCheckpointHandler().metadata(path / name)
+            _check(metadata.tree, stored, path / name)
+        arguments[name] = ocp.args.StandardRestore(target)
+    # Not through a Checkpointer: it makes processes wait for one another, and where only one of
+    # them meets a damaged file, the others would wait in vain.
+    restored = ocp.CompositeCheckpointHandler().restore(path, ocp.args.Composite(**arguments))
+    return dict(restored.items())
+
+
+def _check(found: Any, target: Any, path: epath.Path) -> None:
+    """Orbax casts dtypes silently; here every difference is an error that names its leaf."""
+
+    def leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+        return {
+            "/".join(
+                str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+                for key in keys
+            ): (
+                tuple(leaf.shape),
+                str(np.dtype(leaf.dtype)),
+            )
+            for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+
+    there, here = leaves(found), leaves(target)
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            raise UserError(
+                f"checkpoint {path}: {name} is {_say(there.get(name))} there, "
+                f"{_say(here.get(name))} expected"
+            )
+
+
+def _say(leaf: tuple[tuple[int, ...], str] | None) -> str:
+    return "absent" if leaf is None else f"{leaf[1]}{list(leaf[0])}"
+
+
+def _with_shardings(shapes: Any, shardings: Any) -> Any:
+    if shardings is None:
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: device, shapes)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
+def reason(error: Exception) -> str:
+    """The first line of a library's message, which may be pages long or empty; where it names the
+    file at its start, it names the cause at its end."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) < 300 else f"{lines[0][:100]} … {lines[0][-200:]}"

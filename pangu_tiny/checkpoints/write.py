@@ -1,0 +1,119 @@
+"""A checkpoint of parameters only, written part by part, so that it never lies in memory whole."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax.traverse_util import flatten_dict
+
+from pangu_tiny.checkpoints.read import Leaf, describe, reason
+from pangu_tiny.errors import UserError
+from pangu_tiny.model.decoder import parameter_shapes
+from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.progress import Progress
+
+FLOATS = ("float32", "bfloat16", "float16")
+"""Types that parameters may be stored in."""
+
+
+class Part(NamedTuple):
+    """A parameter, or one layer of a stacked one, by its name in `model/decoder.py`."""
+
+    name: str
+    layer: int | None
+    value: np.ndarray
+
+
+def parts_of(shape: ModelShape) -> list[tuple[str, int | None]]:
+    """Name and layer of every part of a checkpoint, layer after layer."""
+    names = list(flatten_dict(parameter_shapes(shape), sep="/"))
+    stacked = [name for name in names if name.startswith("blocks/")]
+    whole = [(name, None) for name in names if name not in stacked]
+    return whole + [(name, layer) for layer in range(shape.depth) for name in stacked]
+
+
+def write_parts(
+    folder: epath.Path,
+    shape: ModelShape,
+    dtype: str,
+    parts: Iterable[Part],
+    tokenizer_bytes: bytes,
+    *,
+    label: str,
+    **facts: Any,
+) -> epath.Path:
+    """Writes step 0 of `folder`; after a kill it is there whole or not at all.
+
+    Args:
+      folder: of checkpoints; 0 is made in it.
+      shape, dtype: of what is written; `dtype` is one of `FLOATS`.
+      parts: every part of `parts_of(shape)` once, in any order; cast to `dtype`.
+      tokenizer_bytes: the file of the tokenizer.
+      label: of the progress bar.
+      facts: what else `about` says.
+
+    Returns:
+      The checkpoint.
+
+    Raises:
+      UserError: it cannot be written.
+      ValueError: a part is missing, comes twice or has another shape.
+    """
+    done, partial = folder / "0", folder / "0.partial"
+    if done.exists():
+        return done
+    if partial.exists():
+        partial.rmtree()
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = np.dtype(dtype)
+    # Zeros that take no room, in memory or on disk, make the file of every parameter.
+    zeros = jax.tree.map(
+        lambda leaf: np.broadcast_to(np.zeros((), kind), leaf.shape), parameter_shapes(shape)
+    )
+    tokenizer = {"model": np.frombuffer(tokenizer_bytes, np.uint8)}
+    about = describe(shape, params_dtype=dtype, step=0, **facts)
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False))
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+        tokenizer=ocp.StandardCheckpointHandler(),
+        about=ocp.JsonCheckpointHandler(),
+    )
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(
+                partial,
+                ocp.args.Composite(
+                    params=ocp.args.PyTreeSave(zeros, chunk_by_layer(zeros)),
+                    tokenizer=ocp.args.StandardSave(tokenizer),
+                    about=ocp.args.JsonSave(about),
+                ),
+            )
+    except Exception as error:
+        raise UserError(f"checkpoint {done} cannot be written: {reason(error)}") from error
+    missing = set(parts_of(shape))
+    leaves = {name: Leaf(partial / "params", name, write=True) for name, _ in missing}
+    total = sum(int(np.prod(leaf.shape)) for leaf in leaves.values()) * kind.itemsize
+    with Progress(label, total, "B") as progress:
+        for name, layer, value in parts:
+            missing.remove((name, layer))
+            leaves[name].write(np.asarray(value, kind), layer)
+            progress.update(value.size * kind.itemsize)
+    if missing:
+        raise ValueError(f"never written: {sorted(missing, key=str)}")
+    return partial.rename(done)
+
+
+def chunk_by_layer(params: dict[str, Any]) -> dict[str, Any]:
+    """Orbax's save arguments that make every layer of a stacked leaf a chunk of its own on disk."""
+
+    def arguments(path: tuple[Any, ...], leaf: Any) -> ocp.SaveArgs:
+        if path[0].key != "blocks":
+            return ocp.SaveArgs()
+        return ocp.SaveArgs(chunk_byte_size=leaf.nbytes // leaf.shape[0], shard_axes=(0,))
+
+    return jax.tree_util.tree_map_with_path(arguments, params)
