@@ -16,6 +16,12 @@ STAGES = {
     "compress-tokenizer": ("pangu_tiny.tokenizer.compress", "a small tokenizer out of a big one"),
     "prepare-data": ("pangu_tiny.data.prepare", "text to rows of token ids"),
     "remap-dataset": ("pangu_tiny.data.remap", "rows of token ids to those of a small tokenizer"),
+    "import-hf": (
+        "pangu_tiny.convert.huggingface",
+        "a big model from Hugging Face's layout to a checkpoint",
+    ),
+    "rank-teacher": ("pangu_tiny.inherit.rank", "what matters in a big model"),
+    "inherit": ("pangu_tiny.inherit.cut", "a small checkpoint cut out of a big one"),
     "train": ("pangu_tiny.training.loop", "rows of token ids to a checkpoint"),
     "evaluate": ("pangu_tiny.evaluation.perplexity", "held-out loss of a checkpoint"),
     "generate": ("pangu_tiny.evaluation.generate", "text from a checkpoint"),
@@ -23,7 +29,7 @@ STAGES = {
 }
 """Stage → module with the function of the same name, and what the stage does."""
 
-_NEEDS_DEVICES = ("train", "evaluate", "generate", "reproduce")
+_NEEDS_DEVICES = ("rank-teacher", "train", "evaluate", "generate", "reproduce")
 
 
 def find_stage(name: str) -> Callable[..., Any]:

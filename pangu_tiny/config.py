@@ -119,8 +119,8 @@ def describe(target: Callable[..., Any]) -> list[str]:
     lines = []
     hints = typing.get_type_hints(target)
     for key, parameter in inspect.signature(target).parameters.items():
-        if dataclasses.is_dataclass(hints[key]):
-            lines += describe(hints[key])
+        if built := _dataclass_in(hints[key]):
+            lines += describe(built)
             continue
         required = parameter.default is parameter.empty
         default = "must be given" if required else f"default {parameter.default!r}"
@@ -146,8 +146,14 @@ class _Known:
 
 
 def _dataclasses_of(stage: Callable[..., Any]) -> dict[str, type]:
-    hints = typing.get_type_hints(stage)
-    return {hint.__name__: hint for hint in hints.values() if dataclasses.is_dataclass(hint)}
+    found = map(_dataclass_in, typing.get_type_hints(stage).values())
+    return {built.__name__: built for built in found if built}
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    """The dataclass that a parameter is to be built as; it may be optional."""
+    options = typing.get_args(hint) if _is_union(hint) else (hint,)
+    return next(filter(dataclasses.is_dataclass, options), None)
 
 
 def _read_file(path: str, known: _Known, origin: str, parents: tuple[str, ...]) -> None:
@@ -259,12 +265,15 @@ def _arguments(
     for key, parameter in inspect.signature(target).parameters.items():
         binding = f"{target.__name__}.{key}"
         bound = _bindings.get(binding)
-        if dataclasses.is_dataclass(hints[key]):
+        if built := _dataclass_in(hints[key]):
+            if _is_union(hints[key]) and not _binds(built) and given.get(key) is None:
+                values[key] = None
+                continue
             fields = dataclasses.asdict(given[key]) if key in given else {}
             count = len(missing)
-            fields = _arguments(hints[key], fields, effective, missing)
+            fields = _arguments(built, fields, effective, missing)
             if len(missing) == count:
-                values[key] = hints[key](**fields)
+                values[key] = built(**fields)
             continue
         if key in given:
             values[key] = given[key]
@@ -275,6 +284,11 @@ def _arguments(
             continue
         effective.append(f"{binding} = {values.get(key, parameter.default)!r}")
     return values
+
+
+def _binds(target: type) -> bool:
+    """Whether anything was bound for it."""
+    return any(name.startswith(f"{target.__name__}.") for name in _bindings)
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:

@@ -15,6 +15,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     )
 )
 
+import jax
 import numpy as np
 import pytest
 
@@ -24,6 +25,22 @@ from pangu_tiny.tokenizer.model import Tokenizer, train_tokenizer
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 _WORDS = ["the", "cat", "sat", "größer", "世界", "ran\n", "away", "1234", "  ", "🙂", "\t"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Compiled programs are kept, for child processes too (see `tiny_runs.start`)."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session")

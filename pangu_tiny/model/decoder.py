@@ -28,6 +28,8 @@ from pangu_tiny.model.layers import (
     RMSNorm,
     apply_rope,
     matmul,
+    mean_size,
+    measure,
     rope_tables,
 )
 from pangu_tiny.model.shape import ModelShape
@@ -70,7 +72,10 @@ class Cache(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions."""
+    """Grouped-query attention with rotary positions.
+
+    Measured: `size`, the mean length of what each head puts out.
+    """
 
     shape: ModelShape
     dtype: Dtype
@@ -92,6 +97,7 @@ class Attention(nn.Module):
         else:
             mixed_bthk, cache = _attend_cached(q_bthk, k_btnk, v_btnk, cache)
         mixed_bthk = jax.ad_checkpoint.checkpoint_name(mixed_bthk, "attention_output")
+        measure(self, "size", lambda: mean_size(_length(mixed_bthk)))
         b, t = x_btd.shape[:2]
         return matmul(mixed_bthk.reshape(b, t, h * k), out_hkd.reshape(h * k, d)), cache
 
@@ -99,6 +105,10 @@ class Attention(nn.Module):
 def _project(x_btd: jax.Array, kernel_dhk: jax.Array) -> jax.Array:
     d, h, k = kernel_dhk.shape
     return matmul(x_btd, kernel_dhk.reshape(d, h * k)).reshape(*x_btd.shape[:2], h, k)
+
+
+def _length(x: jax.Array) -> jax.Array:
+    return jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
 
 
 def _attend_cached(q_bthk, k_btnk, v_btnk, cache):
@@ -114,7 +124,11 @@ def _attend_cached(q_bthk, k_btnk, v_btnk, cache):
 
 
 class Block(nn.Module):
-    """One layer, as the body of a scan: the residual stream is carried, the cache is mapped."""
+    """One layer, as the body of a scan: the residual stream is carried, the cache is mapped.
+
+    Measured: `influence`, one less the mean cosine between what comes in and what goes out
+    (block influence).
+    """
 
     shape: ModelShape
     dtype: Dtype
@@ -132,10 +146,18 @@ class Block(nn.Module):
             mixed_btd += AugmentedShortcut(shape.bottleneck, self.dtype, name="shortcut")(
                 normed_btd
             )
+        before_btd = x_btd
         x_btd = constrain(x_btd + mixed_btd, "batch", None, None)
         normed_btd = RMSNorm(shape.norm_eps, name="ffn_norm")(x_btd)
         ffn = FeedForward(shape.ffn_width, shape.series_terms, self.dtype, name="ffn")
-        return constrain(x_btd + ffn(normed_btd), "batch", None, None), cache
+        out_btd = constrain(x_btd + ffn(normed_btd), "batch", None, None)
+        measure(self, "influence", lambda: 1 - jnp.mean(_cosine(before_btd, out_btd)))
+        return out_btd, cache
+
+
+def _cosine(x_btd: jax.Array, y_btd: jax.Array) -> jax.Array:
+    x_btd, y_btd = x_btd.astype(jnp.float32), y_btd.astype(jnp.float32)
+    return jnp.sum(x_btd * y_btd, axis=-1) / (_length(x_btd) * _length(y_btd))
 
 
 class Decoder(nn.Module):
@@ -196,7 +218,7 @@ class Decoder(nn.Module):
         rope = tuple(table[positions_bt] for table in tables)
         stack = nn.scan(
             _rematerialised(self.remat),
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "measured": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=self.shape.depth,

@@ -3,6 +3,7 @@
 Axes: b batch, t position, d width, h heads, k head_dim, f ffn width, n series terms, r bottleneck.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -52,8 +53,23 @@ def transposed(x_nd: jax.Array) -> jax.Array:
     )
 
 
+def measure(module: nn.Module, name: str, figure: Callable[[], jax.Array]) -> None:
+    """Leaves a figure in the collection "measured", for whoever applies the model with
+    `mutable=["measured"]`; for all others nothing is computed."""
+    if module.is_mutable_collection("measured") and not module.is_initializing():
+        module.sow("measured", name, figure(), init_fn=lambda: None, reduce_fn=lambda _, new: new)
+
+
+def mean_size(x_btc: jax.Array) -> jax.Array:
+    """Mean absolute value of each channel, float32."""
+    return jnp.mean(jnp.abs(x_btc.astype(jnp.float32)), axis=(0, 1))
+
+
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) · scale, computed in float32, returned in the dtype of x."""
+    """x / sqrt(mean(x²) + eps) · scale, computed in float32, returned in the dtype of x.
+
+    Measured, of each channel: `square`, the mean of x², and `size`, the mean of |output|.
+    """
 
     eps: float
 
@@ -62,7 +78,10 @@ class RMSNorm(nn.Module):
         scale_d = self.param("scale", nn.initializers.ones, x_btd.shape[-1:])
         x32_btd = x_btd.astype(jnp.float32)
         mean_bt1 = jnp.mean(jnp.square(x32_btd), axis=-1, keepdims=True)
-        return (x32_btd * jax.lax.rsqrt(mean_bt1 + self.eps) * scale_d).astype(x_btd.dtype)
+        normed_btd = x32_btd * jax.lax.rsqrt(mean_bt1 + self.eps) * scale_d
+        measure(self, "square", lambda: jnp.mean(jnp.square(x32_btd), axis=(0, 1)))
+        measure(self, "size", lambda: mean_size(normed_btd))
+        return normed_btd.astype(x_btd.dtype)
 
 
 def rope_tables(length: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
@@ -103,7 +122,10 @@ def series_silu(gate_btf: jax.Array, scale_nf: jax.Array, bias_nf: jax.Array) ->
 
 
 class FeedForward(nn.Module):
-    """(φ(x·gate) ⊙ x·up)·down, with φ = SiLU for series_terms = 1."""
+    """(φ(x·gate) ⊙ x·up)·down, with φ = SiLU for series_terms = 1.
+
+    Measured: `size`, the mean size of each neuron.
+    """
 
     ffn_width: int
     series_terms: int
@@ -124,7 +146,9 @@ class FeedForward(nn.Module):
             active_btf = series_silu(gate_btf, scale_nf, bias_nf)
         else:
             active_btf = jax.nn.silu(gate_btf)
-        return matmul(active_btf * up_btf, down_fd)
+        neurons_btf = active_btf * up_btf
+        measure(self, "size", lambda: mean_size(neurons_btf))
+        return matmul(neurons_btf, down_fd)
 
 
 class AugmentedShortcut(nn.Module):
@@ -133,6 +157,8 @@ class AugmentedShortcut(nn.Module):
     P2 states neither the initialisation nor what the branch reads: chosen to read the normed
     input, with A random and B zero, so that training starts at the plain block. GELU in its tanh
     form, which is cheaper and differs by less than 1e-3.
+
+    Measured: `size`, the mean size of each inner channel.
     """
 
     bottleneck: int
@@ -144,4 +170,5 @@ class AugmentedShortcut(nn.Module):
         down_dr = self.param("down", matrix_init, (width, self.bottleneck))
         up_rd = self.param("up", nn.initializers.zeros, (self.bottleneck, width))
         hidden_btr = jax.nn.gelu(matmul(x_btd, down_dr.astype(self.dtype)), approximate=True)
+        measure(self, "size", lambda: mean_size(hidden_btr))
         return matmul(hidden_btr, up_rd.astype(self.dtype))

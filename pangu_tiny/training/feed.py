@@ -20,6 +20,9 @@ class Feed:
     A batch [accumulation, rows taken at once] is cut along its second axis; position p of the
     batch is (p // rows, p % rows) on every mesh, so that every mesh sees the same batches.
 
+    Args:
+      binding: what set `global_batch`, for messages.
+
     Attributes:
       accumulation: how many times `rows_at_once` make a batch.
       positions: int array, the positions inside a batch that this process has to read.
@@ -28,11 +31,17 @@ class Feed:
       UserError: the batch does not divide over the mesh.
     """
 
-    def __init__(self, mesh: Mesh, global_batch: int, per_device_batch: int):
+    def __init__(
+        self,
+        mesh: Mesh,
+        global_batch: int,
+        per_device_batch: int,
+        binding: str = "train.global_batch",
+    ):
         shards = batch_shards(mesh)
         if global_batch < 1 or global_batch % shards:
             raise UserError(
-                f"train.global_batch {global_batch} is not divisible by Hardware.data × fsdp = "
+                f"{binding} {global_batch} is not divisible by Hardware.data × fsdp = "
                 f"{shards}, the devices that share a batch"
             )
         share = global_batch // shards

@@ -1,0 +1,1 @@
+"""Models of other projects' layouts, in and out."""

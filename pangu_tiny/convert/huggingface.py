@@ -1,0 +1,230 @@
+"""The stage that imports a LLaMA-like model from Hugging Face's layout.
+
+A matrix is [out, in] there and [in, out] here; heads lie side by side there and are an axis of
+their own here; both rotate the first half of a head against the second. One tensor is in memory
+at a time. Nothing is unpickled.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+from flax.traverse_util import flatten_dict
+
+from pangu_tiny.checkpoints.write import FLOATS, Part, write_parts
+from pangu_tiny.convert.llama import (
+    EMBEDDING,
+    HEAD,
+    HuggingFaceConfig,
+    Tensors,
+    read_config,
+    tensors,
+)
+from pangu_tiny.convert.weights import Weights
+from pangu_tiny.errors import UserError
+from pangu_tiny.model.decoder import parameter_shapes
+from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.tokenizer.model import Tokenizer
+from pangu_tiny.workdir import claim, environment
+
+
+def import_hf(
+    source: str,
+    workdir: str,
+    tokenizer: str | None = None,
+    dtype: str | None = None,
+    allow_nonfinite: bool = False,
+    whole_vocabulary: bool = False,
+) -> str:
+    """Imports a LLaMA-like model as a checkpoint, tensor by tensor.
+
+    Args:
+      source: a local folder with config.json and model.safetensors, or shards and their index.
+      workdir: the folder to write, local or gs://. An interrupted import is begun again in it.
+      tokenizer: the SentencePiece model; None takes tokenizer.model in `source`. Rows of the
+        embedding above its ids are padding, and left out.
+      dtype: "float32", "bfloat16" or "float16", in which parameters are stored; None keeps that
+        of the matrices, or takes float32 where they differ.
+      allow_nonfinite: imports NaN and infinite weights too.
+      whole_vocabulary: keeps all rows of the embedding and stores `tokenizer` (None takes
+        tokenizer.json in `source`) unread: for models without a SentencePiece model (LLaMA-3),
+        whose vocabulary no other stage can compress or prepare text with.
+
+    Returns:
+      The checkpoint's path.
+
+    Raises:
+      UserError: names file and tensor: the model is not LLaMA-like, its config.json contradicts
+        its tensors, weights are not finite, or its tokenizer cannot be used. No checkpoint is
+        there then.
+    """
+    if dtype not in (None, *FLOATS):
+        raise UserError(f"import_hf.dtype is {dtype!r}, expected one of {', '.join(FLOATS)}")
+    if "://" in source:
+        raise UserError(f"import_hf.source is {source}, expected a local folder: copy it first")
+    folder = pathlib.Path(source)
+    config = read_config(folder / "config.json")
+    weights = Weights(folder)
+    expected = tensors(config.shape)
+    _check(weights, expected, config.shape.tied)
+    vocabulary = _read_vocabulary(folder, tokenizer, whole_vocabulary, config)
+    dtype = dtype or _dtype(weights, expected)
+    shape = dataclasses.replace(config.shape, vocab_size=vocabulary.size)
+    _name_padding(weights.read(EMBEDDING), shape.vocab_size)
+    nonfinite = [] if allow_nonfinite else None
+    identity = {
+        "source": weights.digest(folder / "config.json"),
+        "tokenizer": hashlib.sha256(vocabulary.tokenizer_bytes).hexdigest(),
+        "vocab_size": shape.vocab_size,
+        "dtype": dtype,
+    }
+    written = write_parts(
+        claim(workdir, "import-hf", identity) / "checkpoints",
+        shape,
+        dtype,
+        _parts(weights, expected, shape, np.dtype(dtype), nonfinite),
+        vocabulary.tokenizer_bytes,
+        label="import-hf",
+        identity=identity,
+        begin_id=vocabulary.begin_id,
+        end_id=vocabulary.end_id,
+        sequence_length=config.sequence_length,
+        environment=environment(),
+    )
+    if nonfinite:
+        print(f"NaN or infinite values in {', '.join(nonfinite)}")
+    print(
+        f"imported {source}: {shape.parameters:,} parameters in {dtype}, depth {shape.depth},"
+        f" width {shape.width}, heads {shape.heads} (key-value {shape.kv_heads}) of"
+        f" {shape.head_dim}, ffn {shape.ffn_width}, vocabulary {shape.vocab_size:,}"
+        f"{', tied' if shape.tied else ''}, sequences up to {config.sequence_length:,}\n"
+        f"checkpoint {written}; next: rank-teacher"
+    )
+    return str(written)
+
+
+class _Vocabulary(NamedTuple):
+    tokenizer_bytes: bytes
+    size: int
+    begin_id: int | None
+    end_id: int | None
+
+
+def _read_vocabulary(
+    folder: pathlib.Path, tokenizer: str | None, whole: bool, config: HuggingFaceConfig
+) -> _Vocabulary:
+    rows = config.shape.vocab_size
+    if whole:
+        file = epath.Path(tokenizer or folder / "tokenizer.json")
+        if not file.is_file():
+            raise UserError(f"tokenizer {file} does not exist; expected one to store")
+        return _Vocabulary(file.read_bytes(), rows, config.begin_id, config.end_id)
+    try:
+        found = Tokenizer.open(tokenizer or folder / "tokenizer.model")
+    except UserError as error:
+        raise UserError(
+            f"{error}; compress-tokenizer, prepare-data and what follows need one, and some models"
+            " (LLaMA-3, Qwen) have none: import_hf.whole_vocabulary = True imports their weights,"
+            " with the vocabulary left whole"
+        ) from error
+    if found.vocab_size > rows:
+        raise UserError(
+            f"tokenizer {found.name} has {found.vocab_size:,} ids, but {EMBEDDING} in {folder} has"
+            f" {rows:,} rows; expected as many rows or more"
+        )
+    return _Vocabulary(found.model_bytes, found.vocab_size, found.begin_id, found.end_id)
+
+
+def _check(weights: Weights, expected: Tensors, tied: bool) -> None:
+    """Whether the tensors are those of the config, by their headers."""
+    weights.check(
+        dict(expected.values()),
+        ignored=("rotary_emb.inv_freq", *([HEAD] if tied else [])),
+    )
+    if tied and HEAD in weights.tensors:
+        alike = weights.tensors[HEAD][1:] == weights.tensors[EMBEDDING][1:]
+        if not alike or not np.array_equal(
+            weights.read(EMBEDDING), weights.read(HEAD), equal_nan=True
+        ):
+            raise UserError(
+                f"{weights.say(HEAD)} is not {EMBEDDING}, but tie_word_embeddings is true in"
+                " config.json; expected a copy, or no such tensor"
+            )
+
+
+def _dtype(weights: Weights, expected: Tensors) -> str:
+    """The type of the matrices; where they differ, the one that holds all of them."""
+    stored = [(len(size), weights.tensors[name].dtype) for name, size in expected.values()]
+    found = sorted({dtype for axes, dtype in stored if axes == 2})
+    dtype = found[0] if len(found) == 1 else "float32"
+    if any(other != dtype for _, other in stored):
+        print(f"matrices are {' and '.join(found)}: all parameters are stored as {dtype}")
+    return dtype
+
+
+def _name_padding(table_vd: np.ndarray, vocab_size: int) -> None:
+    """Prints which rows of the embedding are left out, and which that stay look like padding."""
+    if len(table_vd) > vocab_size:
+        left_out = np.arange(vocab_size, len(table_vd))
+        print(f"{EMBEDDING}: {_rows(left_out)} left out, padding above the tokenizer's ids")
+    table_vd = table_vd[:vocab_size]
+    zero = np.flatnonzero(~table_vd.any(axis=1))
+    if len(zero):
+        print(f"{EMBEDDING}: {_rows(zero)} all zero, kept")
+    first = vocab_size - 1
+    while first and np.array_equal(table_vd[first - 1], table_vd[-1]):
+        first -= 1
+    if first < vocab_size - 1 and first not in zero:
+        print(f"{EMBEDDING}: {_rows(np.arange(first, vocab_size))} all the same, kept")
+
+
+def _rows(ids: np.ndarray) -> str:
+    """Some rows in words, at most four runs of them."""
+    runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
+    said = [f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs[:4]]
+    more = ", …" if len(runs) > 4 else ""
+    return f"{len(ids):,} row{'s' if len(ids) > 1 else ''} ({', '.join(said)}{more})"
+
+
+def _parts(
+    weights: Weights,
+    expected: Tensors,
+    shape: ModelShape,
+    dtype: np.dtype,
+    nonfinite: list[str] | None,
+) -> Iterator[Part]:
+    """The parts of the checkpoint; tensors that are not finite go into `nonfinite`, or, where
+    that is None, are an error."""
+    leaves = flatten_dict(parameter_shapes(shape), sep="/")
+    padding = ((0, shape.padded_vocab - shape.vocab_size), (0, 0))
+    for (name, layer), (theirs, _) in expected.items():
+        value = weights.read(theirs)
+        if theirs in (EMBEDDING, HEAD):
+            value = np.pad(value[: shape.vocab_size], padding)
+        bad = _not_finite(value)
+        if bad and nonfinite is None:
+            raise UserError(
+                f"{weights.say(theirs)} holds {bad:,} NaN or infinite values, expected none;"
+                " import_hf.allow_nonfinite = True imports them"
+            )
+        if bad:
+            nonfinite.append(f"{theirs} ({bad:,})")
+        with np.errstate(over="ignore"):
+            value = value.astype(dtype)
+        if (lost := _not_finite(value) - bad) > 0:
+            raise UserError(
+                f"{weights.say(theirs)} holds {lost:,} values too large for import_hf.dtype ="
+                f" {str(dtype)!r}; expected one that holds them"
+            )
+        if theirs != EMBEDDING:
+            value = value.T
+        size = leaves[name].shape
+        yield Part(name, layer, value.reshape(size if layer is None else size[1:]))
+
+
+def _not_finite(value: np.ndarray) -> int:
+    return value.size - int(np.count_nonzero(np.isfinite(value)))

@@ -1,0 +1,1 @@
+"""Inheritance: a small model cut out of a big one, by what matters in it."""

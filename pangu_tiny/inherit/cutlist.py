@@ -1,0 +1,268 @@
+"""The cut list: what a small model takes from a big one, as a file that can be read and edited.
+
+cuts.json holds
+
+    format      1
+    teacher     digest of its checkpoint
+    model       the ModelShape that comes out
+    layers      layers of the teacher, from 0, one for each of the small model
+    embed       residual channels that stay, the same in every layer, embedding and head
+    blocks      for each layer of the small model: `kv_heads`, `heads`, `ffn`, `bottleneck`, numbers
+                of what stays in that layer of the teacher. Query heads stand in the order of their
+                key-value heads, equally many for each.
+    repeated    whether key-value heads are repeated, so that every query head has its own
+    vocabulary  null, where the rows stay as they are, or for each new id the old one
+    tokenizer   digest of the compact tokenizer, or null
+
+Where an entry of `kv_heads` or `vocabulary` is a list, the mean of these is taken. `bottleneck` is
+empty where the teacher has no shortcut to cut.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from pangu_tiny.errors import UserError
+from pangu_tiny.inherit.layers import check_layers
+from pangu_tiny.inherit.structures import sizes
+from pangu_tiny.model.shape import ModelShape
+
+CUTS = "cuts.json"
+
+Index = int | list[int]
+"""A structure of the teacher, or several of which the mean is taken."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CutList:
+    """See the head of this file; `blocks` is by layer, then by kind."""
+
+    teacher: str
+    model: ModelShape
+    layers: list[int]
+    embed: list[int]
+    blocks: list[dict[str, list[Index]]]
+    repeated: bool = False
+    vocabulary: list[Index] | None = None
+    tokenizer: str | None = None
+
+    def to_json(self) -> str:
+        """One list a line, so that an editor and a diff can deal with it."""
+        blocks = ",\n  ".join(map(json.dumps, self.blocks))
+        facts = {"format": 1, "teacher": self.teacher, "model": vars(self.model)}
+        facts |= {"layers": self.layers, "embed": self.embed, "repeated": self.repeated}
+        facts |= {"vocabulary": self.vocabulary, "tokenizer": self.tokenizer}
+        lines = [f'"{name}": {json.dumps(value)}' for name, value in facts.items()]
+        return "{" + ",\n ".join([*lines, f'"blocks": [\n  {blocks}]']) + "}\n"
+
+    @classmethod
+    def read(cls, path: str) -> "CutList":
+        """Reads a cuts.json, or the one in a folder of inherit.
+
+        Raises:
+          UserError: it is none.
+        """
+        file = epath.Path(path)
+        if file.is_dir():
+            file = file / CUTS
+        try:
+            facts = json.loads(file.read_text())
+            if (found := facts.pop("format")) != 1:
+                raise UserError(f"cuts {file} has format {found!r}, expected 1")
+            return cls(**{**facts, "model": ModelShape(**facts["model"])})
+        except OSError as error:
+            raise UserError(f"cuts {file} cannot be read: {error}") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"cuts {file} is not what inherit writes: {error}") from error
+
+    def check(self, teacher: ModelShape) -> None:
+        """Refuses a list that the teacher cannot be cut by, or that is not what its model says.
+
+        Raises:
+          UserError: names the list and what is wrong with it.
+        """
+        model, there = self.model, sizes(teacher)
+        check_layers("cuts: layers", self.layers, teacher.depth, model.depth)
+        _check_indices("cuts: embed", self.embed, there["embed"], model.width)
+        if len(self.blocks) != model.depth:
+            raise UserError(f"cuts: {len(self.blocks)} blocks, expected {model.depth}")
+        wanted = sizes(model) | ({} if teacher.bottleneck else {"bottleneck": 0})
+        for layer, block in enumerate(self.blocks):
+            where = f"cuts: blocks[{layer}]"
+            kinds = ["kv_heads", "heads", "ffn", "bottleneck"]
+            if sorted(block) != sorted(kinds):
+                raise UserError(f"{where} has {', '.join(block)}, expected {', '.join(kinds)}")
+            for kind in kinds:
+                again = kind == "kv_heads" and self.repeated
+                _check_indices(f"{where}.{kind}", block[kind], there[kind], wanted[kind], again)
+            _check_groups(where, block, teacher, model)
+        if self.vocabulary is not None:
+            rows = f"{model.vocab_size} rows, one for each id of the small model"
+            if len(self.vocabulary) != model.vocab_size:
+                raise UserError(f"cuts: vocabulary has {len(self.vocabulary)}, expected {rows}")
+            for entry in self.vocabulary:
+                for old in entry if isinstance(entry, list) else [entry]:
+                    _check_range("cuts: vocabulary", old, teacher.vocab_size)
+        elif model.vocab_size != teacher.vocab_size:
+            raise UserError(
+                f"ModelShape.vocab_size is {model.vocab_size}, the teacher has "
+                f"{teacher.vocab_size}: give inherit.tokenizer, a folder of compress-tokenizer"
+            )
+
+
+def _check_indices(
+    where: str, found: Any, available: int, wanted: int, again: bool = False
+) -> None:
+    if not isinstance(found, list) or len(found) != wanted:
+        count = len(found) if isinstance(found, list) else repr(found)
+        raise UserError(f"{where} has {count} entries, expected {wanted}")
+    flat = [item for entry in found for item in (entry if isinstance(entry, list) else [entry])]
+    for item in flat:
+        _check_range(where, item, available)
+    if not again and len(set(flat)) != len(flat):
+        twice = next(item for item in flat if flat.count(item) > 1)
+        raise UserError(f"{where} has {twice} twice, expected each at most once")
+
+
+def _check_range(where: str, item: Any, available: int) -> None:
+    if type(item) is not int or not 0 <= item < available:
+        raise UserError(f"{where} has {item!r}, expected numbers from 0 to {available - 1}")
+
+
+def _check_groups(
+    where: str, block: dict[str, list[Index]], teacher: ModelShape, model: ModelShape
+) -> None:
+    """Every query head must go with the key-value head that it reads from."""
+    per_group = model.heads // model.kv_heads
+    for place, head in enumerate(block["heads"]):
+        entry = block["kv_heads"][place // per_group]
+        reads = head // (teacher.heads // teacher.kv_heads)
+        if reads not in (entry if isinstance(entry, list) else [entry]):
+            raise UserError(
+                f"{where}.heads[{place}] is {head}, which reads key-value head {reads} of the "
+                f"teacher, but stands with {entry} of kv_heads: expected {per_group} query heads "
+                f"for each key-value head, in their order"
+            )
+
+
+def plan(
+    teacher: ModelShape,
+    teacher_digest: str,
+    model: ModelShape,
+    layers: list[int],
+    scores: dict[str, np.ndarray] | None,
+    *,
+    repeat_kv: bool = False,
+    merge_kv: bool = False,
+    vocabulary: list[Index] | None = None,
+    tokenizer: str | None = None,
+) -> CutList:
+    """The cut list that keeps what matters most; of equals the first.
+
+    Args:
+      scores: by kind, "embed" [width], others [layers, structures]; None where nothing is cut.
+      repeat_kv: give every query head a copy of its key-value head first.
+      merge_kv: take the mean of neighbouring key-value heads instead of dropping some.
+
+    Raises:
+      UserError: the small model is larger than the teacher in some axis, or needs scores.
+    """
+    _check_fits(teacher, model, repeat_kv, merge_kv)
+    embed = _best(scores, "embed", model.width, teacher.width)
+    blocks = []
+    for place in range(len(layers)):
+        found = scores and {kind: x[place] for kind, x in scores.items() if kind != "embed"}
+        kv_heads, heads = _choose_heads(found, teacher, model, repeat_kv, merge_kv)
+        block = {"kv_heads": kv_heads, "heads": heads}
+        block["ffn"] = _best(found, "ffn", model.ffn_width, teacher.ffn_width)
+        kept = model.bottleneck if teacher.bottleneck else 0
+        block["bottleneck"] = _best(found, "bottleneck", kept, teacher.bottleneck)
+        blocks.append(block)
+    return CutList(teacher_digest, model, layers, embed, blocks, repeat_kv, vocabulary, tokenizer)
+
+
+def _check_fits(teacher: ModelShape, model: ModelShape, repeat_kv: bool, merge_kv: bool) -> None:
+    for name in ("head_dim", "rope_theta"):
+        if getattr(model, name) != getattr(teacher, name):
+            raise UserError(
+                f"ModelShape.{name} is {getattr(model, name)}, the teacher has "
+                f"{getattr(teacher, name)}, expected the same"
+            )
+    for name in ("depth", "width", "heads", "ffn_width"):
+        if getattr(model, name) > getattr(teacher, name):
+            raise UserError(
+                f"ModelShape.{name} is {getattr(model, name)}, the teacher has only "
+                f"{getattr(teacher, name)}"
+            )
+    if teacher.bottleneck and model.bottleneck > teacher.bottleneck:
+        raise UserError(
+            f"ModelShape.shortcut_ratio makes a shortcut of {model.bottleneck} channels, the "
+            f"teacher has only {teacher.bottleneck}"
+        )
+    if model.series_terms < teacher.series_terms:
+        raise UserError(
+            f"ModelShape.series_terms is {model.series_terms}, the teacher has "
+            f"{teacher.series_terms}, which cannot be cut: expected at least as many"
+        )
+    groups, per_group = teacher.kv_heads, teacher.heads // teacher.kv_heads
+    small, each = model.kv_heads, model.heads // model.kv_heads
+    if repeat_kv and each != 1:
+        raise UserError(
+            f"inherit.repeat_kv gives every query head its own, but ModelShape.kv_heads is "
+            f"{small} with ModelShape.heads {model.heads}: expected as many"
+        )
+    if merge_kv:
+        if groups % small or each > per_group * (groups // small):
+            raise UserError(
+                f"inherit.merge_kv takes means of neighbours, but the teacher has {groups} "
+                f"key-value heads and ModelShape.kv_heads is {small}: expected a divisor, with at "
+                f"most {per_group} query heads for each that is merged"
+            )
+    elif not repeat_kv and (small > groups or each > per_group):
+        raise UserError(
+            f"ModelShape has {small} key-value heads with {each} query heads each, the teacher "
+            f"{groups} with {per_group}: expected no more of either; inherit.repeat_kv = True "
+            f"first gives every query head its own, inherit.merge_kv = True takes means"
+        )
+
+
+def _best(scores: dict[str, np.ndarray] | None, kind: str, kept: int, available: int) -> list[int]:
+    if kept in (0, available):
+        return list(range(kept))
+    if scores is None:
+        raise UserError(
+            f"the small model has {kept} of {available} {kind}: which ones stay needs "
+            f"inherit.importance, a folder of rank-teacher"
+        )
+    return sorted(np.argsort(-scores[kind], kind="stable")[:kept].tolist())
+
+
+def _choose_heads(
+    scores: dict[str, np.ndarray] | None,
+    teacher: ModelShape,
+    model: ModelShape,
+    repeat_kv: bool,
+    merge_kv: bool,
+) -> tuple[list[Index], list[int]]:
+    """Key-value heads first, then equally many query heads of each."""
+    per_group = teacher.heads // teacher.kv_heads
+    each = model.heads // model.kv_heads
+    if repeat_kv:
+        heads = _best(scores, "heads", model.heads, teacher.heads)
+        return [head // per_group for head in heads], heads
+    if merge_kv:
+        size = teacher.kv_heads // model.kv_heads
+        groups = [list(range(first, first + size)) for first in range(0, teacher.kv_heads, size)]
+        kv_heads: list[Index] = [group[0] if size == 1 else group for group in groups]
+    else:
+        kv_heads = list(_best(scores, "kv_heads", model.kv_heads, teacher.kv_heads))
+        groups = [[head] for head in kv_heads]
+    heads = []
+    for group in groups:
+        mine = [kv * per_group + place for kv in group for place in range(per_group)]
+        within = scores and {"heads": scores["heads"][mine]}
+        heads += [mine[place] for place in _best(within, "heads", each, len(mine))]
+    return kv_heads, heads

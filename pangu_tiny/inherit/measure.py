@@ -1,0 +1,171 @@
+"""What is measured on a teacher: compiled for a mesh, summed over batches, resumable.
+
+Axes: a accumulation, b sequences taken at once over all devices, t position, l layer.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from pangu_tiny.data.rows import read_marks
+from pangu_tiny.inherit.importance import read_arrays, write_arrays
+from pangu_tiny.inherit.layers import WINDOWS
+from pangu_tiny.inherit.structures import OUTSIDE, apply_masks, sum_by_structure, with_groups
+from pangu_tiny.model.decoder import Decoder
+from pangu_tiny.progress import Progress
+from pangu_tiny.topology.mesh import named_sharding
+from pangu_tiny.training.step import Objective
+
+Measure = Callable[[dict[str, Any], jax.Array], dict[str, Any]]
+"""Parameters and rows [a, b, t + 1] to figures by name."""
+
+
+def total_over(
+    batches: Iterable[jax.Array],
+    count: int,
+    measure: Callable[[jax.Array], dict[str, Any]],
+    saved: epath.Path,
+    label: str,
+) -> dict[str, np.ndarray]:
+    """Adds the figures of `count` batches up in float64.
+
+    They are kept in `saved` after every batch, so that an interrupted measurement goes on behind
+    the last one that it took.
+    """
+    totals = read_arrays(saved) if saved.exists() else {"batches": np.zeros(())}
+    done = int(totals["batches"])
+    with Progress(label, count, "batch", initial=done) as progress:
+        for index, rows_abt in enumerate(batches):
+            if index >= count:
+                break
+            if index < done:
+                continue
+            figures = {"batches": 1, **jax.device_get(measure(rows_abt))}
+            for name, figure in figures.items():
+                totals[name] = totals.get(name, 0.0) + np.asarray(figure, np.float64)
+            if jax.process_index() == 0:
+                write_arrays(saved, totals)
+            progress.update()
+    return totals
+
+
+def _compiled(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    return jax.jit(function, out_shardings=named_sharding(mesh, ()))
+
+
+def skipping(objective: Objective, mesh: Mesh, depth: int) -> Measure:
+    """Nats over the targets of some rows: `base`, and with adjacent layers skipped `skip_1`,
+    `skip_2`, `skip_3` by the first of them; and `targets`."""
+
+    def nats(params: dict[str, Any], mask_l: jax.Array, rows_abt: jax.Array) -> tuple[Any, Any]:
+        masked = apply_masks(params, {"layer": mask_l})
+
+        def one(_: None, rows_bt: jax.Array) -> tuple[None, Any]:
+            loss, marked = objective(masked, rows_bt)
+            return None, (loss.rows_b, jnp.sum(marked.weights, axis=-1))
+
+        _, (rows_ab, targets_ab) = jax.lax.scan(one, None, rows_abt)
+        return rows_ab, targets_ab
+
+    nats = _compiled(nats, mesh)
+
+    def measure(params: dict[str, Any], rows_abt: jax.Array) -> dict[str, Any]:
+        def total(gone: range) -> tuple[float, float]:
+            mask_l = np.ones(depth, np.float32)
+            mask_l[list(gone)] = 0
+            found = jax.device_get(nats(params, mask_l, rows_abt))
+            return tuple(float(np.sum(part, dtype=np.float64)) for part in found)
+
+        base, targets = total(range(0))
+        rises = {
+            f"skip_{window}": np.array(
+                [total(range(first, first + window))[0] for first in range(depth - window + 1)]
+            )
+            for window in WINDOWS
+            if window < depth
+        }
+        return {"base": base, "targets": targets, **rises}
+
+    return measure
+
+
+def looking(decoder: Decoder, begin_id: int, end_id: int, mesh: Mesh) -> Measure:
+    """The figures that the model leaves as it runs: activation sizes by structure, `influence` of
+    the layers, mean squares of what the norms read."""
+
+    def look(params: dict[str, Any], rows_bt: jax.Array) -> dict[str, Any]:
+        marked = read_marks(rows_bt, begin_id, end_id)
+        _, found = decoder.apply(
+            {"params": params},
+            marked.inputs,
+            marked.segments,
+            marked.positions,
+            mutable=["measured"],
+        )
+        measured = found["measured"]
+        blocks = measured["blocks"]
+        heads = blocks["attention"]["size"]
+        shape = decoder.shape
+        figures = {
+            "embed": blocks["attention_norm"]["size"] + blocks["ffn_norm"]["size"],
+            OUTSIDE: measured["final_norm"]["size"],
+            "kv_heads": jnp.zeros((shape.depth, shape.kv_heads)),
+            "heads": heads,
+            "ffn": blocks["ffn"]["size"],
+        }
+        if "shortcut" in blocks:
+            figures["bottleneck"] = blocks["shortcut"]["size"]
+        return {
+            **with_groups(figures),
+            "influence": blocks["influence"],
+            "square/attention_norm": blocks["attention_norm"]["square"],
+            "square/ffn_norm": blocks["ffn_norm"]["square"],
+            "square/final_norm": measured["final_norm"]["square"],
+        }
+
+    def measure(params: dict[str, Any], rows_abt: jax.Array) -> dict[str, Any]:
+        _, figures = jax.lax.scan(lambda _, rows_bt: (None, look(params, rows_bt)), None, rows_abt)
+        return jax.tree.map(lambda figure: jnp.mean(figure, axis=0), figures)
+
+    return _compiled(measure, mesh)
+
+
+def first_order(objective: Objective, mesh: Mesh) -> Measure:
+    """Taylor: |w ⊙ ∂L/∂w| of the mean loss of a batch, added up over the weights of a structure,
+    those that it reads with and those that it writes with (the paper's formula was not found:
+    chosen as in the literature that it cites)."""
+
+    def measure(params: dict[str, Any], rows_abt: jax.Array) -> dict[str, Any]:
+        def mean_loss(params: dict[str, Any]) -> jax.Array:
+            def one(total: jax.Array, rows_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+                loss, marked = objective(params, rows_bt)
+                return total + loss.total, jnp.sum(marked.weights)
+
+            total, targets_a = jax.lax.scan(jax.checkpoint(one), 0.0, rows_abt)
+            return total / jnp.maximum(1.0, jnp.sum(targets_a))
+
+        gradient = jax.grad(mean_loss)(params)
+        products = jax.tree.map(lambda w, g: jnp.abs(w * g), params, gradient)
+        return with_groups(sum_by_structure(products))
+
+    return _compiled(measure, mesh)
+
+
+def magnitudes(decoder: Decoder, power: int, mesh: Mesh) -> Callable[[dict[str, Any]], Any]:
+    """L1 (power 1) or squared L2 (power 2) norm of the weights of a structure; of the vocabulary
+    only the rows that are ids."""
+    vocab_size = decoder.shape.vocab_size
+
+    def measure(params: dict[str, Any]) -> dict[str, Any]:
+        params = {**params, "embedding": {"table": params["embedding"]["table"][:vocab_size]}}
+        if "head" in params:
+            params["head"] = {"kernel": params["head"]["kernel"][:, :vocab_size]}
+        sizes = jax.tree.map(lambda w: jnp.abs(w) ** power, params)
+        return with_groups(sum_by_structure(sizes))
+
+    return _compiled(measure, mesh)

@@ -1,0 +1,329 @@
+"""What rank-teacher finds: formulas by hand, on any layout, after any interruption."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from flax.traverse_util import flatten_dict
+from teachers import save
+
+from pangu_tiny.data.loader import batches, held_out_batches
+from pangu_tiny.data.rows import read_marks
+from pangu_tiny.errors import UserError
+from pangu_tiny.inherit import measure
+from pangu_tiny.inherit import rank as rank_module
+from pangu_tiny.inherit.cut import inherit
+from pangu_tiny.inherit.importance import ARRAYS, Importance
+from pangu_tiny.inherit.layers import LayerChoice, window_scores
+from pangu_tiny.inherit.masks import MaskTraining
+from pangu_tiny.inherit.rank import rank_teacher
+from pangu_tiny.inherit.structures import select_layers
+from pangu_tiny.model.decoder import Decoder
+from pangu_tiny.topology.hardware import Hardware
+from pangu_tiny.training.step import Objective
+
+EIGHT = Hardware(data=1, fsdp=4, tensor=2, per_device_batch=1)
+"""A batch of 8 in two parts of four."""
+
+CHOICE = LayerChoice(first=0, last=0)
+FEW = MaskTraining(steps=6, save_every=2)
+SMALL = {"width": 24, "heads": 2, "kv_heads": 1, "head_dim": 8, "ffn_width": 32, "depth": 1}
+SMALL |= {"shortcut_ratio": 8, "series_terms": 2, "vocab_size": 300}
+
+
+def rank(teacher, workdir, rows, hardware=EIGHT, choice=CHOICE, masks=FEW, **changes):
+    settings = {"calibration_batches": 2, "batch_size": 8, "method": "taylor"} | changes
+    dataset = rows and rows.path
+    return rank_teacher(teacher, str(workdir), hardware, choice, masks, dataset, **settings)
+
+
+@pytest.fixture(scope="module")
+def small(ranked_shape):
+    return dataclasses.replace(ranked_shape, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def found(teacher, rows, tmp_path_factory):
+    """By method, on the whole teacher, on eight devices."""
+    folder = tmp_path_factory.mktemp("ranked")
+    return {
+        method: rank(teacher, folder / method, rows, method=method)
+        for method in ("l1", "l2", "taylor", "activation")
+    }
+
+
+@pytest.fixture(scope="module")
+def cut_found(teacher, rows, small, tmp_path_factory):
+    """By method, for the small shape; each is made when it is first asked for."""
+
+    @functools.cache
+    def make(method):
+        workdir = tmp_path_factory.mktemp("cut") / method
+        return rank(teacher, workdir, rows, method=method, model=small), str(workdir)
+
+    return make
+
+
+def nats_per_token(params, shape, rows, batch):
+    objective = Objective(Decoder(shape), rows.begin_id, rows.end_id, 1024)
+    loss, marked = jax.jit(lambda params, batch: objective(params, batch))(params, batch)
+    return loss.total / marked.weights.sum()
+
+
+def first_batches(rows, count=2):
+    return [batch["rows"] for batch in itertools.islice(batches(rows, "train", 8, 0), count)]
+
+
+@pytest.mark.parametrize(("method", "power"), [("l1", 1), ("l2", 2)])
+def test_norms_of_a_structure(found, ranked_params, method, power):
+    """Of all weights that it reads or writes with, and for a channel those of embedding, norms
+    and head too; rows of the vocabulary that are padding do not count."""
+    arrays = found[method].arrays
+    size = {name: np.abs(x) ** power for name, x in flatten_dict(ranked_params, sep="/").items()}
+    ffn, attention = "blocks/ffn/", "blocks/attention/"
+    neurons = size[f"{ffn}gate"].sum(1) + size[f"{ffn}up"].sum(1) + size[f"{ffn}down"].sum(2)
+    neurons += size[f"{ffn}series_scale"].sum(1) + size[f"{ffn}series_bias"].sum(1)
+    np.testing.assert_allclose(arrays["ffn"], neurons, rtol=1e-5)
+    heads = size[f"{attention}query"].sum((1, 3)) + size[f"{attention}out"].sum((2, 3))
+    np.testing.assert_allclose(arrays["heads"], heads, rtol=1e-5)
+    own = size[f"{attention}key"].sum((1, 3)) + size[f"{attention}value"].sum((1, 3))
+    groups = own + heads.reshape(2, 2, 2).sum(-1)
+    np.testing.assert_allclose(arrays["kv_heads"], groups, rtol=1e-5)
+    outside = size["embedding/table"][:300].sum(0) + size["final_norm/scale"]
+    outside = outside + size["head/kernel"][:, :300].sum(1)
+    np.testing.assert_allclose(arrays["embed_outside"], outside, rtol=1e-5)
+    reading = [f"{ffn}gate", f"{ffn}up", "blocks/shortcut/down"]
+    channels = sum(size[name].sum(2) for name in reading)
+    channels += sum(size[f"{attention}{name}"].sum((2, 3)) for name in ("query", "key", "value"))
+    channels += size[f"{attention}out"].sum((1, 2))
+    channels += size[f"{ffn}down"].sum(1) + size["blocks/shortcut/up"].sum(1)
+    channels += size["blocks/attention_norm/scale"] + size["blocks/ffn_norm/scale"]
+    np.testing.assert_allclose(arrays["embed"], channels, rtol=1e-5)
+    bottleneck = size["blocks/shortcut/down"].sum(1) + size["blocks/shortcut/up"].sum(2)
+    np.testing.assert_allclose(arrays["bottleneck"], bottleneck, rtol=1e-5)
+
+
+def test_taylor_is_weight_times_gradient(found, ranked_params, ranked_shape, rows):
+    """Of each batch's mean loss, absolute weight by weight, the mean over batches; 1e-3, since
+    sums are in another order and products are small differences."""
+    expected = 0
+    for batch in first_batches(rows):
+        gradient = jax.grad(nats_per_token)(ranked_params, ranked_shape, rows, batch)
+        ffn = [
+            np.abs(ranked_params["blocks"]["ffn"][name] * gradient["blocks"]["ffn"][name])
+            for name in ("gate", "up", "down", "series_scale", "series_bias")
+        ]
+        axes = (1, 1, 2, 1, 1)
+        expected += sum(x.sum(axis) for x, axis in zip(ffn, axes, strict=True)) / 2
+    np.testing.assert_allclose(found["taylor"].arrays["ffn"], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_activation_is_what_a_structure_puts_out(found, ranked_params, ranked_shape, rows):
+    """By hand for the first layer, whose input is the embedding."""
+    expected, squares = 0, 0
+    block = jax.tree.map(lambda leaf: leaf[0], ranked_params["blocks"])
+    for batch in first_batches(rows):
+        inputs = read_marks(batch, rows.begin_id, rows.end_id).inputs
+        x_btd = ranked_params["embedding"]["table"][inputs]
+        square_bt1 = np.mean(np.square(x_btd), -1, keepdims=True)
+        normed = x_btd / np.sqrt(square_bt1 + 1e-5) * block["attention_norm"]["scale"]
+        inner = jax.nn.gelu(normed @ block["shortcut"]["down"], approximate=True)
+        expected += np.abs(inner).mean((0, 1)) / 2
+        squares += np.square(x_btd).mean((0, 1)) / 2
+    arrays = found["activation"].arrays
+    np.testing.assert_allclose(arrays["bottleneck"][0], expected, rtol=1e-4)
+    np.testing.assert_allclose(arrays["square/attention_norm"][0], squares, rtol=1e-4)
+    assert arrays["ffn"].shape == (2, 48) and (arrays["ffn"] > 0).all()
+    groups = arrays["heads"].reshape(2, 2, 2).sum(-1)
+    np.testing.assert_allclose(arrays["kv_heads"], groups, rtol=1e-6)
+
+
+def test_a_skipped_layer_is_one_that_is_not_there(found, ranked_params, ranked_shape, rows):
+    """The rise of the held-out loss, against models that never had the layer."""
+    held_out = [batch["rows"] for batch in itertools.islice(held_out_batches(rows, 8), 2)]
+    whole = read_marks(np.concatenate(held_out), rows.begin_id, rows.end_id).weights.sum()
+
+    def loss(layers):
+        shape = dataclasses.replace(ranked_shape, depth=len(layers))
+        params = select_layers(ranked_params, layers)
+        return nats_per_token(params, shape, rows, np.concatenate(held_out))
+
+    assert whole > 100
+    base = loss([0, 1])
+    rises = [loss([1]) - base, loss([0]) - base]
+    arrays = found["taylor"].arrays
+    np.testing.assert_allclose(arrays["skip_1"], rises, atol=1e-4)
+    assert "skip_2" not in arrays, "nothing would be left"
+    assert (arrays["influence"] > 0).all() and arrays["influence"].shape == (2,)
+
+
+@pytest.mark.parametrize("method", ["taylor", "activation", "learned"])
+def test_the_layout_changes_nothing(teacher, rows, small, cut_found, method, tmp_path):
+    """Eight devices in two parts a batch, or one device that takes it whole; the tolerance is
+    that of float32 sums in another order, for trained logits what Adam makes of it."""
+    one = Hardware(data=1, fsdp=1, tensor=1, per_device_batch=8)
+    mesh = rank_module.make_mesh(1, 1, 1, jax.devices()[:1])
+    eight, _ = cut_found(method)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rank_module, "make_mesh", lambda *_: mesh)
+        single = rank(teacher, tmp_path / "one", rows, one, method=method, model=small)
+    assert eight.about["layers"] == single.about["layers"]
+    for name, array in single.arrays.items():
+        scale = np.abs(array).max()
+        np.testing.assert_allclose(eight.arrays[name], array, atol=2e-3 * scale, err_msg=name)
+
+
+class _Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("method", "writes"), [("taylor", 5), ("learned", 9)])
+def test_an_interrupted_ranking_goes_on(teacher, rows, small, cut_found, method, writes, tmp_path):
+    """Stopped after so many saved states: the same bits as without, and what was measured is not
+    measured again."""
+    whole, _ = cut_found(method)
+    count = itertools.count(1)
+
+    def write(path, arrays):
+        write_arrays(path, arrays)
+        if next(count) == writes:
+            raise _Interrupted
+
+    write_arrays = measure.write_arrays
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (measure, rank_module):
+            patch.setattr(module, "write_arrays", write)
+        with pytest.raises(_Interrupted):
+            rank(teacher, tmp_path / "cut", rows, method=method, model=small)
+    with pytest.raises(UserError, match="that rank-teacher finished"):
+        Importance.open(str(tmp_path / "cut"))
+    done = [path.name for path in (tmp_path / "cut").glob("partial_*")]
+    assert "partial_layers.npz" in done
+    again = rank(teacher, tmp_path / "cut", rows, method=method, model=small)
+    assert again.arrays.keys() == whole.arrays.keys()
+    for name, array in whole.arrays.items():
+        np.testing.assert_array_equal(again.arrays[name], array, name)
+    assert not list((tmp_path / "cut").glob("partial_*"))
+
+
+def test_layers_are_chosen_first(teacher, small, cut_found, tmp_path):
+    """All else is ranked on the teacher without the others, and is of no use for other layers."""
+    found, importance = cut_found("taylor")
+    kept = int(np.argmax(found.arrays["skip_1"]))
+    assert found.about["layers"] == [kept] and found.arrays["ffn"].shape == (1, 48)
+    listed = LayerChoice(rule="listed", layers=[1 - kept])
+    with pytest.raises(UserError, match=rf"layers \[{1 - kept}\] are to stay, but importance was"):
+        inherit(teacher, str(tmp_path / "no"), listed, small, importance=importance)
+    cuts = inherit(teacher, str(tmp_path / "yes"), CHOICE, small, importance=importance)
+    assert cuts.layers == [kept]
+    best = np.argsort(-found.arrays["ffn"][0])[:32]
+    assert cuts.blocks[0]["ffn"] == sorted(best)
+    assert cuts.embed == sorted(
+        np.argsort(-(found.arrays["embed"][0] + found.arrays["embed_outside"]))[:24]
+    )
+
+
+def test_learned_is_for_its_shape(teacher, small, cut_found, tmp_path):
+    other = dataclasses.replace(small, ffn_width=16)
+    found, importance = cut_found("learned")
+    with pytest.raises(UserError, match="another shape: ffn_width 32 there, 16 here"):
+        inherit(teacher, str(tmp_path / "a"), CHOICE, other, importance=importance)
+    free = dataclasses.replace(found, about=found.about | {"as_ranking": True})
+    free.write(epath.Path(tmp_path))
+    inherit(teacher, str(tmp_path / "b"), CHOICE, other, importance=str(tmp_path))
+
+
+def test_without_a_dataset(teacher, ranked_shape, tmp_path):
+    found = rank(teacher, tmp_path / "l2", None, method="l2")
+    assert "skip_1" not in found.arrays and found.squares([0, 1]) is None
+    assert (tmp_path / "l2" / "report.html").exists()
+    for method in ("taylor", "activation"):
+        with pytest.raises(UserError, match="dataset; without one, choose l1"):
+            rank(teacher, tmp_path / "no", None, method=method)
+    shape = dataclasses.replace(ranked_shape, depth=1)
+    with pytest.raises(UserError, match="choose 'even' or 'listed'"):
+        rank(teacher, tmp_path / "no", None, method="l1", model=shape)
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method": "magic"}, "method is 'magic', expected one of l1, l2, taylor"),
+        ({"method": "learned"}, "needs the shape to cut: bind ModelShape"),
+        ({"dtype": "int8"}, "dtype is 'int8', expected one of"),
+        ({"calibration_batches": 0}, "calibration_batches is 0, expected at least 1"),
+        ({"batch_size": 6}, "rank_teacher.batch_size 6 is not divisible by"),
+    ],
+)
+def test_bad_settings(teacher, rows, changes, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        rank(teacher, tmp_path / "no", rows, **changes)
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_dataset_in_other_ids_is_refused(rows, ranked_shape, ranked_params, tmp_path):
+    teacher = save(tmp_path / "t", ranked_shape, ranked_params, sequence_length=32)
+    with pytest.raises(UserError, match="prepare the text in the teacher's own ids"):
+        rank(teacher, tmp_path / "no", rows)
+    short = (rows.tokenizer_digest, rows.tokenizer_bytes())
+    teacher = save(tmp_path / "s", ranked_shape, ranked_params, tokenizer=short, sequence_length=16)
+    with pytest.raises(UserError, match=r"rows of 32 targets, teacher .* takes 16"):
+        rank(teacher, tmp_path / "no", rows)
+
+
+def test_a_ranking_of_another_teacher_is_refused(
+    found, teacher, tokenizer_of_rows, ranked_shape, ranked_params, tmp_path
+):
+    found["l1"].write(epath.Path(tmp_path))
+    other = dataclasses.replace(ranked_shape, norm_eps=1e-4)
+    path = save(tmp_path / "t", other, ranked_params, tokenizer=tokenizer_of_rows)
+    with pytest.raises(UserError, match=r"is of teacher [0-9a-f]{12}, "):
+        inherit(path, str(tmp_path / "no"), CHOICE, other, importance=str(tmp_path))
+    (tmp_path / ARRAYS).write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be read"):
+        Importance.open(str(tmp_path))
+
+
+def test_choices_of_layers():
+    scores = np.array([0.0, 5, 1, 4, 2, 3, 0])
+    assert LayerChoice(first=1, last=1).choose(7, 4, scores) == [0, 1, 3, 6]
+    assert LayerChoice(first=0, last=0).choose(7, 3, scores) == [1, 3, 5]
+    assert LayerChoice(rule="even").choose(7, 3, None) == [0, 3, 6]
+    assert LayerChoice(rule="even").choose(29, 21, None)[-1] == 28
+    assert LayerChoice(rule="listed", layers=[1, 4]).choose(7, 2, None) == [1, 4]
+    for depth in range(1, 30):
+        assert len(set(LayerChoice(rule="even").choose(29, depth, None))) == depth
+
+
+def test_a_window_counts_for_all_layers_in_it():
+    """Skipping layers 1 and 2 together costs 6: 3 for each."""
+    np.testing.assert_allclose(window_scores(np.array([0.0, 6, 0]), 2), [0, 1.5, 1.5, 0])
+    np.testing.assert_allclose(window_scores(np.array([1.0, 2, 3]), 1), [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"rule": "best"}, "rule is 'best', expected one of importance"),
+        ({"score": "skip_4"}, "score is 'skip_4', expected one of skip_1"),
+        ({"layers": [1]}, "layers and rule = 'listed' go together"),
+        ({"rule": "listed"}, "layers and rule = 'listed' go together"),
+    ],
+)
+def test_bad_choices(settings, said):
+    with pytest.raises(UserError, match=said):
+        LayerChoice(**settings)
+
+
+def test_choices_that_cannot_be_made():
+    with pytest.raises(UserError, match="first 2 and last 2 are more than the 3 layers"):
+        LayerChoice().choose(7, 3, np.zeros(7))
+    with pytest.raises(UserError, match=r"\[4, 1\], expected 2 layers from 0 to 6, ascending"):
+        LayerChoice(rule="listed", layers=[4, 1]).choose(7, 2, None)
+    with pytest.raises(UserError, match="depth is 8, but the teacher has 7 layers"):
+        LayerChoice().choose(7, 8, np.zeros(7))
