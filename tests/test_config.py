@@ -233,6 +233,41 @@ def test_every_shipped_file_reads(path):
     config.read(map(find_stage, STAGES), [str(path)], [])
 
 
+@pytest.mark.parametrize("row", ["none", "l1", "l2", "taylor", "activation", "learned"])
+def test_rows_of_the_table_of_inheritance(row):
+    """With what they require, each gives its three stages all that they need."""
+    stages = {"train": ["dataset", "workdir"]}
+    if row != "none":
+        stages["train"].append("checkpoint")
+        stages["rank-teacher"] = ["teacher", "dataset", "workdir"]
+        stages["inherit"] = ["teacher", "importance", "tokenizer", "workdir"]
+    required = [
+        (f"{stage.replace('-', '_')}.{name}", "somewhere")
+        for stage, names in stages.items()
+        for name in names
+    ]
+    config.read(map(find_stage, STAGES), [f"paper/inheritance/{row}.gin"], required)
+    values = {stage: config.arguments(find_stage(stage))[0] for stage in stages}
+    assert values["train"]["checkpoint"] == (None if row == "none" else "somewhere")
+    assert values["train"]["model"].width == 1792
+    if row != "none":
+        assert values["rank-teacher"]["method"] == row
+        assert values["rank-teacher"]["model"] == values["inherit"]["model"]
+
+
+def brew(sizes: Sizes | None = None) -> None: ...
+
+
+def test_an_optional_dataclass_is_built_where_something_is_bound(tmp_path):
+    config.read([brew], [], [])
+    assert config.arguments(brew)[0] == {"sizes": None}
+    assert config.arguments(brew, sizes=Sizes(3))[0] == {"sizes": Sizes(3)}
+    config.read([brew], [], [("Sizes.depth", "5")])
+    values, effective = config.arguments(brew)
+    assert values == {"sizes": Sizes(5)} and "Sizes.depth = 5\n" in effective
+    assert config.describe(brew) == config.describe(Sizes)
+
+
 def test_given_values_win_over_bindings(tmp_path):
     read(tmp_path, BASE + "bake.steps = 9")
     values, effective = config.arguments(bake, steps=4, sizes=Sizes(7))

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -96,6 +97,18 @@ def start(argv: list[str], devices: int, log: pathlib.Path) -> subprocess.Popen:
     }
     with log.open("wb") as file:
         return subprocess.Popen(argv, stdout=file, stderr=subprocess.STDOUT, env=environment)
+
+
+def start_together(argv: list[str], folder: pathlib.Path) -> list[subprocess.Popen]:
+    """Starts two processes of four devices each, their output in `folder`; the mesh of eight cuts
+    the batch across them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = [f"--coordinator=localhost:{port}", "--processes=2"]
+    return [
+        start([*argv, *flags, f"--process={index}"], 4, folder / f"log{index}") for index in (0, 1)
+    ]
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:

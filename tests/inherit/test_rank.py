@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import sys
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from etils import epath
 from flax.traverse_util import flatten_dict
 from teachers import save
+from tiny_runs import start_together
 
 from pangu_tiny.data.loader import batches, held_out_batches
 from pangu_tiny.data.rows import read_marks
@@ -175,6 +177,29 @@ def test_the_layout_changes_nothing(teacher, rows, small, cut_found, method, tmp
     for name, array in single.arrays.items():
         scale = np.abs(array).max()
         np.testing.assert_allclose(eight.arrays[name], array, atol=2e-3 * scale, err_msg=name)
+
+
+def test_two_processes_rank_alike(teacher, rows, small, cut_found, tmp_path):
+    """From the command line, four devices each, and one folder for both."""
+    bindings = {f"ModelShape.{name}": value for name, value in vars(small).items()}
+    bindings |= {f"Hardware.{name}": value for name, value in vars(EIGHT).items()}
+    bindings |= {f"LayerChoice.{name}": getattr(CHOICE, name) for name in ("first", "last")}
+    bindings |= {f"MaskTraining.{name}": getattr(FEW, name) for name in ("steps", "save_every")}
+    settings = {"teacher": teacher, "dataset": rows.path, "workdir": tmp_path / "two"}
+    settings |= {"method": "learned", "calibration_batches": 2, "batch_size": 8}
+    bindings |= {f"rank_teacher.{name}": value for name, value in settings.items()}
+    flags = [f"--gin.{name}={value}" for name, value in bindings.items()]
+    processes = start_together(
+        [sys.executable, "-m", "pangu_tiny", "rank-teacher", *flags], tmp_path
+    )
+    codes = [process.wait() for process in processes]
+    assert codes == [0, 0], (tmp_path / "log0").read_text()
+    expected, _ = cut_found("learned")
+    found = Importance.open(str(tmp_path / "two"))
+    assert found.about["layers"] == expected.about["layers"]
+    for name, array in expected.arrays.items():
+        scale = np.abs(array).max()
+        np.testing.assert_allclose(found.arrays[name], array, atol=2e-3 * scale, err_msg=name)
 
 
 class _Interrupted(Exception):

@@ -27,6 +27,8 @@ EXPECTED = {
     "pangu_pi_1b.gin": (1029.8, 1033.2),
     "pangu_pi_1b_pro.gin": (990.98, 995.6),
     "pangu_pi_1_5b_pro.gin": (1500.1, 1506.5),
+    "pangu_pi_1b_pro_gqa.gin": (923.5, 928.2),
+    "pangu_pi_1_5b_pro_gqa.gin": (1407.8, 1414.2),
     "pangu_pi_7b.gin": (6695.6, 6727.2),
     "pangu_pi_ablation.gin": (951.98, None),
     "llama_2_7b.gin": (6738.4, None),

@@ -1,10 +1,8 @@
 """One device, eight devices, and two processes of four devices: one and the same run."""
 
-import socket
-
 import numpy as np
 import pytest
-from tiny_runs import EIGHT, SETTINGS, command, start
+from tiny_runs import EIGHT, SETTINGS, command, start_together
 
 from pangu_tiny.checkpoints.read import committed_steps
 from pangu_tiny.training import metrics
@@ -13,23 +11,7 @@ STEPS = SETTINGS["steps"]
 
 
 def start_two(dataset, workdir, **changes):
-    """Two processes of four devices each; the mesh cuts the batch across them."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    return [
-        start(
-            [
-                *command(dataset, workdir, EIGHT, **changes),
-                f"--coordinator=localhost:{port}",
-                "--processes=2",
-                f"--process={index}",
-            ],
-            4,
-            workdir.parent / f"log{index}",
-        )
-        for index in (0, 1)
-    ]
+    return start_together(command(dataset, workdir, EIGHT, **changes), workdir.parent)
 
 
 @pytest.fixture(scope="module")
