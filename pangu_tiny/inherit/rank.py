@@ -66,8 +66,8 @@ def rank_teacher(
       layer_choice: which layers stay.
       mask_training: of the learned masks.
       dataset: workdir of prepare-data, in the teacher's own ids. Layers are measured on its
-        held-out split, all else on its training split. None measures no layers and allows only
-        "l1" and "l2".
+        held-out split, unless the choice among them needs no measure; all else on its training
+        split. None measures no layers and allows only "l1" and "l2".
       method: "l1" and "l2" are norms of the weights, "taylor" is |weight · gradient|, "activation"
         the mean size of what a structure puts out, "learned" a mask that is trained; it has the
         best score in the paper.
@@ -111,7 +111,8 @@ def rank_teacher(
     work = _Work(opened, rows, hardware, dtype, mesh, feed, folder, calibration_batches, seed)
     with jax.set_mesh(mesh):
         params = opened.params(param_shardings(opened.shape, mesh))
-        arrays = work.layers(params) if rows else {}
+        measures = model is None or layer_choice.measures
+        arrays = work.layers(params) if rows and measures else {}
         layers = list(range(opened.shape.depth))
         if model:
             scores = layer_scores(arrays, layer_choice)

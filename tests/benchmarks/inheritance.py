@@ -4,10 +4,10 @@ python tests/benchmarks/inheritance.py --teacher=CHECKPOINT --data=DATASET --wor
     [--steps=300] [--seeds=3] [--depth=6 --width=128 --heads=2 --ffn_width=352]
 
 DATASET is prepared with the teacher's tokenizer, which the students keep. A seed decides the
-calibration batches, the noise of learned masks, the order of training and random initialisation.
-Every stage keeps its folder below FOLDER: run again, it goes on where it was interrupted. Prints
-held-out bits per byte right after the cut and along the training, with paired differences, and
-leaves inheritance.json and inheritance.png in FOLDER.
+calibration batches, the noise of learned masks, the order of training and random initialisation;
+the layers are the same for all. Every stage keeps its folder below FOLDER: run again, it goes on
+where it was interrupted. Prints held-out bits per byte right after the cut and along the training,
+with paired differences, and leaves inheritance.json and inheritance.png in FOLDER.
 """
 
 import argparse
@@ -51,17 +51,29 @@ def run(options: argparse.Namespace, method: str, seed: int) -> dict[int, float]
     )
     found, start = {}, None
     if method != "none":
-        choice = LayerChoice()
+        settings = {"calibration_batches": options.batches, "model": model}
+        masks = MaskTraining(steps=options.mask_steps)
+        ranked = rank_teacher(
+            options.teacher,
+            str(pathlib.Path(options.workdir) / "layers"),
+            hardware,
+            LayerChoice(),
+            masks,
+            options.data,
+            method="l1",
+            **settings,
+        )
+        choice = LayerChoice(rule="listed", layers=ranked.about["layers"])
         rank_teacher(
             options.teacher,
             str(folder / "importance"),
             hardware,
             choice,
-            MaskTraining(steps=options.mask_steps),
+            masks,
             options.data,
             method=method,
-            model=model,
             seed=seed,
+            **settings,
         )
         start = str(folder / "cut")
         importance = str(folder / "importance")
@@ -79,7 +91,7 @@ def run(options: argparse.Namespace, method: str, seed: int) -> dict[int, float]
         checkpoint=start,
         dtype="float32",
         seed=seed,
-        evaluate_every=max(1, options.steps // 6),
+        evaluate_every=max(1, options.steps // 3),
         tensorboard=False,
     )
     for line in read_metrics(str(folder / "model")):
@@ -155,6 +167,7 @@ if __name__ == "__main__":
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--mask_steps", type=int, default=300)
+    parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
