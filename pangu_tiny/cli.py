@@ -30,6 +30,7 @@ STAGES = {
 """Stage → module with the function of the same name, and what the stage does."""
 
 _NEEDS_DEVICES = ("rank-teacher", "train", "evaluate", "generate", "reproduce")
+_ON_CPU = ("import-hf", "inherit")  # which know arrays and shapes, and need no accelerator
 
 
 def find_stage(name: str) -> Callable[..., Any]:
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.stage in _NEEDS_DEVICES:
             _start_devices(options)
+        elif options.stage in _ON_CPU:
+            _keep_to_the_cpu()
         likely_first = (options.stage, *STAGES)
         config.read(map(find_stage, likely_first), options.gin_file, bindings)
         stage = find_stage(options.stage)
@@ -106,6 +109,13 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str
             parser.error(f"unknown flag {flag!r}, expected --gin_file=F or --gin.NAME=VALUE")
         bindings.append((name, value))
     return options, bindings
+
+
+def _keep_to_the_cpu() -> None:
+    """So that no accelerator is taken, nor waited for on other hosts."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
 
 
 def _start_devices(options: argparse.Namespace) -> None:

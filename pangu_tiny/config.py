@@ -10,7 +10,6 @@ import dataclasses
 import inspect
 import pathlib
 import tokenize
-import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import pangu_tiny
 from gin import config_parser
 from pangu_tiny.errors import UserError
+from pangu_tiny.typed import NO, convert, is_union, name_of
 
 
 def shipped_files() -> pathlib.Path:
@@ -120,11 +120,13 @@ def describe(target: Callable[..., Any]) -> list[str]:
     hints = typing.get_type_hints(target)
     for key, parameter in inspect.signature(target).parameters.items():
         if built := _dataclass_in(hints[key]):
-            lines += describe(built)
+            rest = f"unless nothing of {built.__name__} is bound"
+            optional = is_union(hints[key])
+            lines += [f"{line}, {rest}" if optional else line for line in describe(built)]
             continue
         required = parameter.default is parameter.empty
         default = "must be given" if required else f"default {parameter.default!r}"
-        lines.append(f"{target.__name__}.{key}: {_name(hints[key])}, {default}")
+        lines.append(f"{target.__name__}.{key}: {name_of(hints[key])}, {default}")
     return lines
 
 
@@ -152,7 +154,7 @@ def _dataclasses_of(stage: Callable[..., Any]) -> dict[str, type]:
 
 def _dataclass_in(hint: Any) -> type | None:
     """The dataclass that a parameter is to be built as; it may be optional."""
-    options = typing.get_args(hint) if _is_union(hint) else (hint,)
+    options = typing.get_args(hint) if is_union(hint) else (hint,)
     return next(filter(dataclasses.is_dataclass, options), None)
 
 
@@ -193,8 +195,8 @@ def _read_flag(name: str, text: str, known: _Known) -> None:
         value = statement.value
     except (SyntaxError, tokenize.TokenError, ValueError):
         value = text
-    is_typed = isinstance(value, _Macro) or _convert(value, hint) is not _NO
-    if not is_typed and _convert(text, hint) is not _NO:
+    is_typed = isinstance(value, _Macro) or convert(value, hint) is not NO
+    if not is_typed and convert(text, hint) is not NO:
         value = text
     _bind(scope, selector, parameter, _Bound(value, f"--gin.{name}={text}"), known)
 
@@ -266,10 +268,10 @@ def _arguments(
         binding = f"{target.__name__}.{key}"
         bound = _bindings.get(binding)
         if built := _dataclass_in(hints[key]):
-            if _is_union(hints[key]) and not _binds(built) and given.get(key) is None:
+            if is_union(hints[key]) and not _binds(built) and given.get(key) is None:
                 values[key] = None
                 continue
-            fields = dataclasses.asdict(given[key]) if key in given else {}
+            fields = dataclasses.asdict(given[key]) if given.get(key) else {}
             count = len(missing)
             fields = _arguments(built, fields, effective, missing)
             if len(missing) == count:
@@ -293,43 +295,7 @@ def _binds(target: type) -> bool:
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
     """The value as `hint` wants it; an int passes for a float, and 1e6 for an int."""
-    converted = _convert(value, hint)
-    if converted is _NO:
-        raise UserError(f"{where} = {value!r}: expected {_name(hint)}")
+    converted = convert(value, hint)
+    if converted is NO:
+        raise UserError(f"{where} = {value!r}: expected {name_of(hint)}")
     return converted
-
-
-def _name(hint: Any) -> str:
-    return str(hint) if typing.get_origin(hint) or _is_union(hint) else hint.__name__
-
-
-_NO = object()
-
-
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
-
-
-def _convert(value: Any, hint: Any) -> Any:
-    if hint is Any:
-        return value
-    if _is_union(hint):
-        options = (_convert(value, option) for option in typing.get_args(hint))
-        return next((option for option in options if option is not _NO), _NO)
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin is list and isinstance(value, list | tuple):
-        items = [_convert(item, inner[0]) for item in value]
-        return _NO if _NO in items else items
-    if origin is dict and isinstance(value, dict):
-        keys = [_convert(key, inner[0]) for key in value]
-        values = [_convert(item, inner[1]) for item in value.values()]
-        return _NO if _NO in keys + values else dict(zip(keys, values, strict=True))
-    if hint is types.NoneType:
-        return value if value is None else _NO
-    if isinstance(value, bool) or origin:
-        return value if hint is bool else _NO
-    if hint is float and isinstance(value, int):
-        return float(value)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, hint) else _NO

@@ -22,6 +22,9 @@ from pangu_tiny.model.decoder import parameter_shapes
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.workdir import absolute
 
+MARK = "_CHECKPOINT_METADATA"
+"""Orbax's file in the folder of a step; without it, the step is none."""
+
 
 class Checkpoint(NamedTuple):
     """What every stage reads from a checkpoint, besides its arrays."""
@@ -133,16 +136,16 @@ def open_checkpoint(path: str) -> Checkpoint:
         raise UserError(f"checkpoint {path}: no checkpoint there, expected a train workdir or step")
     try:
         items = restore(folder, about=True, tokenizer=None)
+        about = items["about"]
+        shape = ModelShape(**about["model"])
+        return Checkpoint(folder, shape, about, items["tokenizer"]["model"].tobytes())
     except Exception as error:
         raise UserError(f"checkpoint {folder} cannot be read: {reason(error)}") from error
-    about = items["about"]
-    shape = ModelShape(**about["model"])
-    return Checkpoint(folder, shape, about, items["tokenizer"]["model"].tobytes())
 
 
 def committed_steps(folder: epath.Path) -> Sequence[int]:
     """Steps whose checkpoint was finished, newest first."""
-    return [step for step in numbered(folder) if _is_finished(folder / str(step))]
+    return [step for step in numbered(folder) if is_finished(folder / str(step))]
 
 
 def numbered(folder: epath.Path) -> list[int]:
@@ -150,10 +153,10 @@ def numbered(folder: epath.Path) -> list[int]:
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
 
-def _is_finished(path: epath.Path) -> bool:
+def is_finished(path: epath.Path) -> bool:
     """Whether Orbax committed this folder: by renaming it, or where renaming is copying (gs://)
     by a marker file, which `is_checkpoint_finalized` looks for."""
-    return (path / "_CHECKPOINT_METADATA").exists() and ocp.utils.is_checkpoint_finalized(path)
+    return (path / MARK).exists() and ocp.utils.is_checkpoint_finalized(path)
 
 
 def describe(shape: ModelShape, **facts: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from pangu_tiny.checkpoints.read import Leaf, describe, reason
+from pangu_tiny.checkpoints.read import MARK, Leaf, describe, is_finished, reason
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import parameter_shapes
 from pangu_tiny.model.shape import ModelShape
@@ -50,7 +50,8 @@ def write_parts(
     Args:
       folder: of checkpoints; 0 is made in it.
       shape, dtype: of what is written; `dtype` is one of `FLOATS`.
-      parts: every part of `parts_of(shape)` once, in any order; cast to `dtype`.
+      parts: every part of `parts_of(shape)` once, in any order; cast to `dtype`. What they raise
+        passes through.
       tokenizer_bytes: the file of the tokenizer.
       label: of the progress bar.
       facts: what else `about` says.
@@ -59,14 +60,15 @@ def write_parts(
       The checkpoint.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: it cannot be written, or values are too large for `dtype`.
       ValueError: a part is missing, comes twice or has another shape.
     """
     done, partial = folder / "0", folder / "0.partial"
-    if done.exists():
+    if is_finished(done):
         return done
-    if partial.exists():
-        partial.rmtree()
+    for unfinished in (done, partial):
+        if unfinished.exists():
+            unfinished.rmtree()
     folder.mkdir(parents=True, exist_ok=True)
     kind = np.dtype(dtype)
     # Zeros that take no room, in memory or on disk, make the file of every parameter.
@@ -98,14 +100,32 @@ def write_parts(
     missing = set(parts_of(shape))
     leaves = {name: Leaf(partial / "params", name, write=True) for name, _ in missing}
     total = sum(int(np.prod(leaf.shape)) for leaf in leaves.values()) * kind.itemsize
-    with Progress(label, total, "B") as progress:
-        for name, layer, value in parts:
-            missing.remove((name, layer))
-            leaves[name].write(np.asarray(value, kind), layer)
-            progress.update(value.size * kind.itemsize)
+    try:
+        with Progress(label, total, "B") as progress:
+            for part in parts:
+                missing.remove(part[:2])
+                leaves[part.name].write(_cast(part, kind), part.layer)
+                progress.update(part.value.size * kind.itemsize)
+    except UserError:
+        partial.rmtree()
+        raise
     if missing:
         raise ValueError(f"never written: {sorted(missing, key=str)}")
-    return partial.rename(done)
+    # Where renaming is copying (gs://), what was copied half must not pass for a checkpoint.
+    mark = (partial / MARK).read_bytes()
+    (partial / MARK).unlink()
+    partial.rename(done)
+    (done / MARK).write_bytes(mark)
+    return done
+
+
+def _cast(part: Part, kind: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        value = part.value.astype(kind)
+    if lost := int(np.sum(np.isfinite(part.value)) - np.sum(np.isfinite(value))):
+        where = part.name if part.layer is None else f"{part.name}, layer {part.layer},"
+        raise UserError(f"{where} has {lost:,} values too large for dtype = {str(kind)!r}")
+    return value
 
 
 def chunk_by_layer(params: dict[str, Any]) -> dict[str, Any]:

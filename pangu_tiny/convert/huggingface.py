@@ -86,7 +86,7 @@ def import_hf(
         claim(workdir, "import-hf", identity) / "checkpoints",
         shape,
         dtype,
-        _parts(weights, expected, shape, np.dtype(dtype), nonfinite),
+        _parts(weights, expected, shape, nonfinite),
         vocabulary.tokenizer_bytes,
         label="import-hf",
         identity=identity,
@@ -194,7 +194,6 @@ def _parts(
     weights: Weights,
     expected: Tensors,
     shape: ModelShape,
-    dtype: np.dtype,
     nonfinite: list[str] | None,
 ) -> Iterator[Part]:
     """The parts of the checkpoint; tensors that are not finite go into `nonfinite`, or, where
@@ -213,13 +212,6 @@ def _parts(
             )
         if bad:
             nonfinite.append(f"{theirs} ({bad:,})")
-        with np.errstate(over="ignore"):
-            value = value.astype(dtype)
-        if (lost := _not_finite(value) - bad) > 0:
-            raise UserError(
-                f"{weights.say(theirs)} holds {lost:,} values too large for import_hf.dtype ="
-                f" {str(dtype)!r}; expected one that holds them"
-            )
         if theirs != EMBEDDING:
             value = value.T
         size = leaves[name].shape

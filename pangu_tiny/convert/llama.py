@@ -84,7 +84,7 @@ def read_config(file: pathlib.Path) -> HuggingFaceConfig:
         "head_dim": _number(config, "head_dim", file, 0),
         "ffn_width": _number(config, "intermediate_size", file),
         "vocab_size": _number(config, "vocab_size", file),
-        "tied": bool(config.get("tie_word_embeddings", False)),
+        "tied": _flag(config, "tie_word_embeddings", file),
         "rope_theta": _rope_theta(config, file),
         "norm_eps": float(_number(config, "rms_norm_eps", file, kinds=(int, float))),
     }
@@ -161,6 +161,8 @@ def _rope_theta(config: dict[str, Any], file: pathlib.Path) -> float:
             )
         if "rope_theta" in found:
             bases[f"{place}.rope_theta"] = found["rope_theta"]
+    for name in bases:
+        _number(bases, name, file, kinds=(int, float))
     if len(set(bases.values())) > 1:
         said = " but ".join(f"{name} is {value}" for name, value in bases.items())
         raise UserError(f"{file}: {said}; expected one value")
@@ -183,6 +185,14 @@ def _number(
         found = "missing" if value is None else repr(value)
         raise UserError(f"{file}: {name} is {found}, expected a positive {kinds[-1].__name__}")
     return value
+
+
+def _flag(config: dict[str, Any], name: str, file: pathlib.Path) -> bool:
+    """True or false; false where it is absent or null."""
+    value = config.get(name)
+    if not isinstance(value, bool | None):
+        raise UserError(f"{file}: {name} is {value!r}, expected true or false")
+    return bool(value)
 
 
 def _mark(value: int | list[int] | None) -> int | None:

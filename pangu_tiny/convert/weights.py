@@ -130,6 +130,8 @@ def _find_files(folder: pathlib.Path) -> list[pathlib.Path]:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{index} cannot be read: {reason(error)}") from error
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"{index}: weight_map is {names}, expected names of files")
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise UserError(f"{index} names {absent[0]}{_more(absent)}, which is not there")

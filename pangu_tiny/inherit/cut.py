@@ -54,6 +54,7 @@ def inherit(
     new_rows: str = "mean",
     counts: str | list[str] | None = None,
     calibrate_norms: bool = False,
+    as_ranking: bool = False,
     dtype: str | None = None,
     allow_nonfinite: bool = False,
     seed: int = 0,
@@ -77,11 +78,13 @@ def inherit(
         appendix on grouped queries).
       tie: for a teacher with a head of its own and a tied small model, the matrix that is taken:
         "embedding" or "head". None refuses.
-      new_rows: what an id gets that stands for several old ones: "mean" of their rows, "counted",
-        the mean weighted by `counts`, or "zero".
+      new_rows: what an id gets that stands for several old ones, in a map or cut list made by hand
+        (compress-tokenizer makes no such ids): "mean" of their rows, "counted", the mean weighted
+        by `counts`, or "zero".
       counts: folder of count-tokens with the teacher's tokenizer, for "counted".
       calibrate_norms: multiply the weights of the norms by what the mean over fewer channels
         changes, as measured by rank-teacher.
+      as_ranking: take learned masks as a ranking, for another shape than they were trained for.
       dtype: of the small checkpoint, "float32", "bfloat16" or "float16"; None is the teacher's.
       allow_nonfinite: take NaN and infinite weights as they are.
       seed: of the random part of modules that the teacher lacks.
@@ -93,7 +96,11 @@ def inherit(
       UserError: of the arguments, of files that do not fit the teacher, or of its weights; no
         checkpoint is left then.
     """
-    _check_options(tie, new_rows, dtype)
+    _check_options(tie, new_rows, dtype, seed)
+    if cuts and (repeat_kv or merge_kv):
+        raise UserError("inherit.cuts says which heads stay, expected no repeat_kv or merge_kv")
+    if counts and new_rows != "counted":
+        raise UserError("inherit.counts are for inherit.new_rows = 'counted', expected both")
     opened = open_checkpoint(teacher)
     ranking = Importance.open(importance) if importance else None
     if ranking and ranking.about["teacher"] != opened.digest:
@@ -105,13 +112,18 @@ def inherit(
     if cuts:
         cut_list = _read_cuts(cuts, opened, small, model)
     else:
-        cut_list = _plan(opened, ranking, model, layer_choice, small, repeat_kv, merge_kv)
+        kv = {"repeat_kv": repeat_kv, "merge_kv": merge_kv}
+        if ranking and model and not as_ranking:
+            ranking.check_shape(model, **kv)
+        cut_list = _plan(opened, ranking, model, layer_choice, small, **kv)
     cut_list.check(opened.shape)
     shape = cut_list.model
-    if shape.tied and not opened.shape.tied and tie is None:
+    if (ties := shape.tied and not opened.shape.tied) != (tie is not None):
         raise UserError(
             "ModelShape.tied is True, but the teacher has a head of its own: choose the matrix "
             "that is taken for both, inherit.tie = 'embedding' or 'head'"
+            if ties
+            else f"inherit.tie is {tie!r}, but no two matrices become one: expected None"
         )
     if calibrate_norms and (ranking is None or ranking.squares(cut_list.layers) is None):
         raise UserError(
@@ -135,6 +147,10 @@ def inherit(
         "seed": seed,
     }
     folder = claim(workdir, "inherit", identity)
+    if (folder / CUTS).exists() and (folder / CUTS).read_text() != text:
+        raise UserError(
+            f"{folder / CUTS} was edited: give it as inherit.cuts, with another inherit.workdir"
+        )
     write_atomically(folder / CUTS, text)
     if cuts_only:
         print(f"cut list {folder / CUTS}: edit it, and give it as inherit.cuts")
@@ -177,7 +193,9 @@ def inherit(
     return cut_list
 
 
-def _check_options(tie: str | None, new_rows: str, dtype: str | None) -> None:
+def _check_options(tie: str | None, new_rows: str, dtype: str | None, seed: int) -> None:
+    if seed < 0:
+        raise UserError(f"inherit.seed is {seed}, expected 0 or more")
     for name, value, known in (
         ("tie", tie, (None, *TIES)),
         ("new_rows", new_rows, NEW_ROWS),
@@ -201,8 +219,8 @@ def _read_tokenizer(opened: Checkpoint, folder: str | None) -> _Tokenizer:
     id_map = IdMap.open(folder)
     if id_map.old_digest != about["identity"]["tokenizer"]:
         raise UserError(
-            f"tokenizer {folder} was cut out of {id_map.old_digest[:12]}, teacher {opened.path} "
-            f"has {str(about['identity']['tokenizer'])[:12]}"
+            f"tokenizer {folder} was cut out of {str(id_map.old_digest)[:12]}, teacher "
+            f"{opened.path} has {str(about['identity']['tokenizer'])[:12]}"
         )
     compact = id_map.tokenizer()
     return _Tokenizer(
@@ -250,8 +268,6 @@ def _plan(
             )
         scores = ranking.layer_scores(layer_choice)
     layers = layer_choice.choose(depth, model.depth, scores)
-    if ranking:
-        ranking.check_shape(model)
     return plan(
         opened.shape,
         opened.digest,

@@ -20,6 +20,7 @@ empty where the teacher has no shortcut to cut.
 
 import dataclasses
 import json
+import typing
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from pangu_tiny.errors import UserError
 from pangu_tiny.inherit.layers import check_layers
 from pangu_tiny.inherit.structures import sizes
 from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.typed import NO, convert, name_of
 
 CUTS = "cuts.json"
 
@@ -72,7 +74,8 @@ class CutList:
             facts = json.loads(file.read_text())
             if (found := facts.pop("format")) != 1:
                 raise UserError(f"cuts {file} has format {found!r}, expected 1")
-            return cls(**{**facts, "model": ModelShape(**facts["model"])})
+            model = ModelShape(**_typed(facts.pop("model"), ModelShape, f"cuts {file}: model."))
+            return cls(model=model, **_typed(facts, cls, f"cuts {file}: "))
         except OSError as error:
             raise UserError(f"cuts {file} cannot be read: {error}") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -85,6 +88,7 @@ class CutList:
           UserError: names the list and what is wrong with it.
         """
         model, there = self.model, sizes(teacher)
+        _check_same(teacher, model)
         check_layers("cuts: layers", self.layers, teacher.depth, model.depth)
         _check_indices("cuts: embed", self.embed, there["embed"], model.width)
         if len(self.blocks) != model.depth:
@@ -103,14 +107,41 @@ class CutList:
             rows = f"{model.vocab_size} rows, one for each id of the small model"
             if len(self.vocabulary) != model.vocab_size:
                 raise UserError(f"cuts: vocabulary has {len(self.vocabulary)}, expected {rows}")
-            for entry in self.vocabulary:
-                for old in entry if isinstance(entry, list) else [entry]:
-                    _check_range("cuts: vocabulary", old, teacher.vocab_size)
+            for old in _flat(self.vocabulary):
+                _check_range("cuts: vocabulary", old, teacher.vocab_size)
         elif model.vocab_size != teacher.vocab_size:
             raise UserError(
                 f"ModelShape.vocab_size is {model.vocab_size}, the teacher has "
                 f"{teacher.vocab_size}: give inherit.tokenizer, a folder of compress-tokenizer"
             )
+
+
+def _typed(facts: dict[str, Any], target: type, where: str) -> dict[str, Any]:
+    hints = typing.get_type_hints(target)
+    values = {name: convert(value, hints.get(name, Any)) for name, value in facts.items()}
+    for name, value in values.items():
+        if value is NO:
+            raise UserError(f"{where}{name} is not a {name_of(hints[name])}")
+    return values
+
+
+def _flat(entries: list[Any]) -> list[Any]:
+    return [item for entry in entries for item in (entry if isinstance(entry, list) else [entry])]
+
+
+def _check_same(teacher: ModelShape, model: ModelShape) -> None:
+    """What cannot be cut has to be as it is in the teacher."""
+    for name in ("head_dim", "rope_theta", "norm_eps"):
+        if getattr(model, name) != getattr(teacher, name):
+            raise UserError(
+                f"ModelShape.{name} is {getattr(model, name)}, the teacher has "
+                f"{getattr(teacher, name)}, expected the same"
+            )
+    if model.series_terms < teacher.series_terms:
+        raise UserError(
+            f"ModelShape.series_terms is {model.series_terms}, the teacher has "
+            f"{teacher.series_terms}, which cannot be cut: expected at least as many"
+        )
 
 
 def _check_indices(
@@ -119,7 +150,10 @@ def _check_indices(
     if not isinstance(found, list) or len(found) != wanted:
         count = len(found) if isinstance(found, list) else repr(found)
         raise UserError(f"{where} has {count} entries, expected {wanted}")
-    flat = [item for entry in found for item in (entry if isinstance(entry, list) else [entry])]
+    merged = where.endswith("kv_heads")  # nothing else is averaged
+    if any(isinstance(entry, list) and not (merged and entry) for entry in found):
+        raise UserError(f"{where} has a list in it, expected numbers")
+    flat = _flat(found)
     for item in flat:
         _check_range(where, item, available)
     if not again and len(set(flat)) != len(flat):
@@ -170,7 +204,7 @@ def plan(
     Raises:
       UserError: the small model is larger than the teacher in some axis, or needs scores.
     """
-    _check_fits(teacher, model, repeat_kv, merge_kv)
+    check_fits(teacher, model, repeat_kv, merge_kv)
     embed = _best(scores, "embed", model.width, teacher.width)
     blocks = []
     for place in range(len(layers)):
@@ -184,13 +218,15 @@ def plan(
     return CutList(teacher_digest, model, layers, embed, blocks, repeat_kv, vocabulary, tokenizer)
 
 
-def _check_fits(teacher: ModelShape, model: ModelShape, repeat_kv: bool, merge_kv: bool) -> None:
-    for name in ("head_dim", "rope_theta"):
-        if getattr(model, name) != getattr(teacher, name):
-            raise UserError(
-                f"ModelShape.{name} is {getattr(model, name)}, the teacher has "
-                f"{getattr(teacher, name)}, expected the same"
-            )
+def check_fits(teacher: ModelShape, model: ModelShape, repeat_kv: bool, merge_kv: bool) -> None:
+    """Refuses a shape that cannot be cut out of a teacher.
+
+    Raises:
+      UserError: names the size, there and here.
+    """
+    _check_same(teacher, model)
+    if repeat_kv and merge_kv:
+        raise UserError("repeat_kv and merge_kv are both True, expected one of them at most")
     for name in ("depth", "width", "heads", "ffn_width"):
         if getattr(model, name) > getattr(teacher, name):
             raise UserError(
@@ -201,11 +237,6 @@ def _check_fits(teacher: ModelShape, model: ModelShape, repeat_kv: bool, merge_k
         raise UserError(
             f"ModelShape.shortcut_ratio makes a shortcut of {model.bottleneck} channels, the "
             f"teacher has only {teacher.bottleneck}"
-        )
-    if model.series_terms < teacher.series_terms:
-        raise UserError(
-            f"ModelShape.series_terms is {model.series_terms}, the teacher has "
-            f"{teacher.series_terms}, which cannot be cut: expected at least as many"
         )
     groups, per_group = teacher.kv_heads, teacher.heads // teacher.kv_heads
     small, each = model.kv_heads, model.heads // model.kv_heads

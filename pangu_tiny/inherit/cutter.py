@@ -106,7 +106,7 @@ class Cutter:
             value = self._gather(value, place, axis, layer)
         if source != name and source in (_TABLE, _HEAD):
             value = value.T
-        return self._calibrated(name, layer, self._with_terms(name, value))
+        return self._calibrated(name, layer, self._with_terms(name, layer, value))
 
     def _gather(self, value: np.ndarray, place: int, axis: str, layer: int | None) -> np.ndarray:
         if axis == "vocab":
@@ -135,12 +135,13 @@ class Cutter:
             return self.times[several] / total
         return np.full(len(several), 1 / max(1, len(several)))
 
-    def _with_terms(self, name: str, value: np.ndarray) -> np.ndarray:
+    def _with_terms(self, name: str, layer: int | None, value: np.ndarray) -> np.ndarray:
         """More terms of the series activation than the teacher has."""
         if not name.endswith(("series_scale", "series_bias")):
             return value
+        fresh = self._neutral(name, layer)[1:]  # 0 the first, those after it random and different
         more = self.cuts.model.series_terms - len(value)
-        return np.concatenate([value, np.zeros((more, value.shape[1]), value.dtype)])
+        return np.concatenate([value, fresh[:more].astype(value.dtype)])
 
     def _calibrated(self, name: str, layer: int | None, value: np.ndarray) -> np.ndarray:
         if self.squares is None or name not in self.squares:

@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.workdir import write_atomically
 
 ARRAYS, ABOUT = "importance.npz", "importance.json"
+
+_FACTS = ("teacher", "layers", "method", "model", "repeat_kv", "merge_kv")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,9 +61,12 @@ class Importance:
                 f"importance {folder} has no {ABOUT}; expected a folder that rank-teacher finished"
             )
         try:
-            return cls(json.loads((place / ABOUT).read_text()), read_arrays(place / ARRAYS))
-        except (ValueError, OSError, KeyError) as error:
+            about = json.loads((place / ABOUT).read_text())
+            if missing := [name for name in _FACTS if name not in about]:
+                raise UserError(f"importance {folder}: {ABOUT} has no {missing[0]}")
+        except (ValueError, OSError, TypeError) as error:
             raise UserError(f"importance {folder} cannot be read: {error}") from error
+        return cls(about, read_arrays(place / ARRAYS))
 
     def write(self, folder: epath.Path) -> None:
         write_arrays(folder / ARRAYS, self.arrays)
@@ -72,15 +78,21 @@ class Importance:
         facts = {name: value for name, value in self.about.items() if name != "environment"}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    def check_shape(self, model: ModelShape) -> None:
+    def check_shape(self, model: ModelShape, repeat_kv: bool, merge_kv: bool) -> None:
         """Refuses another shape than learned masks were trained for.
 
         Raises:
           UserError: names both.
         """
         trained = self.about["model"]
-        if self.about["method"] != "learned" or self.about["as_ranking"]:
+        if self.about["method"] != "learned":
             return
+        for name, value in (("repeat_kv", repeat_kv), ("merge_kv", merge_kv)):
+            if self.about[name] != value:
+                raise UserError(
+                    f"importance was learned with rank_teacher.{name} = {self.about[name]}, "
+                    f"inherit.{name} is {value}: expected the same"
+                )
         ignored = ("vocab_size", "tied", "series_terms", "norm_eps")
         differences = [
             f"{name} {trained[name]} there, {value} here"
@@ -89,8 +101,8 @@ class Importance:
         ]
         if differences:
             raise UserError(
-                f"importance was learned for another shape: {'; '.join(differences)}; rank with "
-                f"rank_teacher.as_ranking = True to cut others by it all the same"
+                f"importance was learned for another shape: {'; '.join(differences)}; "
+                f"inherit.as_ranking = True cuts others by it all the same"
             )
 
     def layer_scores(self, choice: LayerChoice) -> np.ndarray | None:
@@ -146,7 +158,7 @@ def layer_scores(arrays: dict[str, np.ndarray], choice: LayerChoice) -> np.ndarr
     if choice.score not in arrays:
         raise UserError(
             f"LayerChoice.rule is 'importance', but {choice.score} was not measured; it needs "
-            f"rank_teacher.dataset, or choose LayerChoice.rule = 'even'"
+            f"rank_teacher.dataset, with a held-out split, or choose LayerChoice.rule = 'even'"
         )
     if choice.score == "influence":
         return arrays["influence"]
@@ -161,5 +173,13 @@ def write_arrays(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-        return dict(file)
+    """Reads what `write_arrays` wrote.
+
+    Raises:
+      UserError: it is something else.
+    """
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read: {error}; remove it to measure again") from error

@@ -42,6 +42,9 @@ class LayerChoice:
                 raise UserError(
                     f"LayerChoice.{name} is {value!r}, expected one of {', '.join(known)}"
                 )
+        for name in ("first", "last"):
+            if getattr(self, name) < 0:
+                raise UserError(f"LayerChoice.{name} is {getattr(self, name)}, expected 0 or more")
         if (self.layers is not None) != (self.rule == "listed"):
             raise UserError("LayerChoice.layers and rule = 'listed' go together, expected both")
 
@@ -83,8 +86,9 @@ class LayerChoice:
 
 def check_layers(where: str, found: list[int], layers: int, depth: int) -> None:
     """Refuses a list that is not `depth` layers of the teacher, ascending."""
-    inside = all(0 <= layer < layers for layer in found)
-    if len(found) != depth or not inside or sorted(set(found)) != found:
+    numbers = isinstance(found, list) and all(type(layer) is int for layer in found)
+    inside = numbers and all(0 <= layer < layers for layer in found)
+    if not inside or len(found) != depth or sorted(set(found)) != found:
         raise UserError(
             f"{where} is {found}, expected {depth} layers from 0 to {layers - 1}, ascending"
         )

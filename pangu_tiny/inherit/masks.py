@@ -15,6 +15,7 @@ Axes: l layer, d width, n key-value heads, g query heads of one, f neurons, r bo
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -59,6 +60,11 @@ class MaskTraining:
     def __post_init__(self):
         if self.steps < 1 or self.save_every < 1:
             raise UserError("MaskTraining.steps and save_every: expected at least 1")
+        for name in ("learning_rate", "noise"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(
+                    f"MaskTraining.{name} is {getattr(self, name)}, expected 0 or a positive number"
+                )
         if not 0 < self.last_temperature <= self.first_temperature:
             raise UserError(
                 f"MaskTraining.first_temperature {self.first_temperature} and last_temperature "
@@ -73,6 +79,10 @@ class MaskTraining:
                 f"MaskTraining.start is {self.start!r}, expected one of {', '.join(START)}"
             )
 
+    def identity(self) -> dict[str, Any]:
+        """What decides the result."""
+        return {name: value for name, value in vars(self).items() if name != "save_every"}
+
 
 class MaskState(NamedTuple):
     """logits: float32 by kind, [d] for "embed", [l, n, g] for "heads", else [l, structures]."""
@@ -82,24 +92,43 @@ class MaskState(NamedTuple):
     step: jax.Array
 
 
-def targets(teacher: ModelShape, student: ModelShape) -> dict[str, tuple[int, int]]:
+def head_groups(
+    teacher: ModelShape, student: ModelShape, repeat_kv: bool = False, merge_kv: bool = False
+) -> int:
+    """In how many groups of neighbours query heads are chosen, equally many in each: those of one
+    key-value head, of several that are merged, or all, where each gets its own."""
+    if repeat_kv:
+        return 1
+    return student.kv_heads if merge_kv else teacher.kv_heads
+
+
+def targets(
+    teacher: ModelShape, student: ModelShape, repeat_kv: bool = False, merge_kv: bool = False
+) -> dict[str, tuple[int, int]]:
     """How many of how many structures stay, by kind; kinds of which all stay are left out, and
-    "heads" is of those in one key-value head."""
+    "heads" is of those in one group."""
+    groups = head_groups(teacher, student, repeat_kv, merge_kv)
+    kept_groups = groups if repeat_kv or merge_kv else student.kv_heads
     counts = {
         "embed": (student.width, teacher.width),
-        "kv_heads": (student.kv_heads, teacher.kv_heads),
-        "heads": (student.heads // student.kv_heads, teacher.heads // teacher.kv_heads),
+        "kv_heads": (kept_groups, groups),
+        "heads": (student.heads // kept_groups, teacher.heads // groups),
         "ffn": (student.ffn_width, teacher.ffn_width),
         "bottleneck": (student.bottleneck, teacher.bottleneck),
     }
-    return {kind: count for kind, count in counts.items() if 0 < count[0] < count[1]}
+    return {kind: count for kind, count in counts.items() if count[0] < count[1]}
 
 
 def first_logits(
-    training: MaskTraining, shape: ModelShape, scores: dict[str, np.ndarray] | None
+    shape: ModelShape, groups: int, scores: dict[str, np.ndarray] | None
 ) -> dict[str, np.ndarray]:
-    """Zeros, or the rank of every structure by `scores` among its peers, from −1 to 1."""
-    n, g = shape.kv_heads, shape.heads // shape.kv_heads
+    """Zeros, or the rank of every structure by `scores` among its peers, from −1 to 1.
+
+    Args:
+      shape: of the teacher.
+      groups: n, of query heads.
+    """
+    n, g = groups, shape.heads // groups
     sizes = {
         "embed": (shape.width,),
         "kv_heads": (shape.depth, n),
@@ -111,7 +140,9 @@ def first_logits(
         return {kind: np.zeros(size, np.float32) for kind, size in sizes.items() if size[-1]}
     logits = {}
     for kind, size in sizes.items():
-        if size[-1]:
+        if kind == "kv_heads" and n != shape.kv_heads:
+            logits[kind] = np.zeros(size, np.float32)
+        elif size[-1]:
             ranks = np.argsort(np.argsort(scores[kind].reshape(size), axis=-1), axis=-1)
             logits[kind] = (2 * ranks / max(1, size[-1] - 1) - 1).astype(np.float32)
     return logits
@@ -157,6 +188,9 @@ def draw_masks(
     shrunk = jnp.minimum(1.0, (step + 1) / max(1.0, training.shrink_fraction * training.steps))
     masks: dict[str, jax.Array] = {}
     for place, (kind, (kept, all_)) in enumerate(wanted.items()):
+        if not kept:  # a shortcut that goes whole
+            masks[kind] = jnp.zeros(logits[kind].shape)
+            continue
         count = jnp.round(all_ - (all_ - kept) * shrunk)
         noise = jax.random.logistic(jax.random.fold_in(key, place), logits[kind].shape)
         scores = logits[kind] + training.noise * temperature * noise
@@ -224,7 +258,7 @@ def mask_step(
 
 
 def final_scores(logits: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Logits as scores of importance, by kind, [l, structures] each."""
+    """Logits as scores of importance, by kind, [l, structures] each; "kv_heads" by group."""
     scores = {kind: np.asarray(value, np.float64) for kind, value in logits.items()}
     layers = len(scores["heads"])
     scores["heads"] = scores["heads"].reshape(layers, -1)

@@ -3,6 +3,7 @@
 Axes: a accumulation, b sequences taken at once over all devices, t position, l layer.
 """
 
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -26,13 +27,13 @@ Measure = Callable[[dict[str, Any], jax.Array], dict[str, Any]]
 
 
 def total_over(
-    batches: Iterable[jax.Array],
+    batches: Callable[[int], Iterable[jax.Array]],
     count: int,
     measure: Callable[[jax.Array], dict[str, Any]],
     saved: epath.Path,
     label: str,
 ) -> dict[str, np.ndarray]:
-    """Adds the figures of `count` batches up in float64.
+    """Adds the figures of `count` batches up in float64; `batches` gives those from one on.
 
     They are kept in `saved` after every batch, so that an interrupted measurement goes on behind
     the last one that it took.
@@ -40,11 +41,7 @@ def total_over(
     totals = read_arrays(saved) if saved.exists() else {"batches": np.zeros(())}
     done = int(totals["batches"])
     with Progress(label, count, "batch", initial=done) as progress:
-        for index, rows_abt in enumerate(batches):
-            if index >= count:
-                break
-            if index < done:
-                continue
+        for rows_abt in itertools.islice(batches(done), count - done):
             figures = {"batches": 1, **jax.device_get(measure(rows_abt))}
             for name, figure in figures.items():
                 totals[name] = totals.get(name, 0.0) + np.asarray(figure, np.float64)

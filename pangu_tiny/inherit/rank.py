@@ -1,7 +1,7 @@
 """The stage `rank-teacher`: what matters in a big model, measured once for many cuts of it."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import batches, held_out_batches
 from pangu_tiny.errors import UserError
 from pangu_tiny.inherit import masks, measure, report
+from pangu_tiny.inherit.cutlist import check_fits
 from pangu_tiny.inherit.importance import (
     ABOUT,
     Importance,
@@ -48,7 +49,8 @@ def rank_teacher(
     dataset: str | None = None,
     method: str = "learned",
     model: ModelShape | None = None,
-    as_ranking: bool = False,
+    repeat_kv: bool = False,
+    merge_kv: bool = False,
     calibration_batches: int = 32,
     batch_size: int = 16,
     dtype: str = "float32",
@@ -73,7 +75,7 @@ def rank_teacher(
         best score in the paper.
       model: the shape that is to be cut; "learned" needs it, for the others its depth matters
         alone. None measures on the whole teacher.
-      as_ranking: let the logits of a learned mask rank for shapes that it was not trained for.
+      repeat_kv, merge_kv: as inherit will be asked to; learned masks are trained for it.
       calibration_batches: how many are measured, of each split; what is held out may be less.
       batch_size: sequences in one, over all devices.
       dtype: of matrix products and activations.
@@ -89,6 +91,9 @@ def rank_teacher(
     opened = open_checkpoint(teacher)
     rows = TokenDataset.open(dataset) if dataset else None
     _check(opened, rows, method, model, layer_choice, calibration_batches, dtype)
+    if model:
+        check_fits(opened.shape, model, repeat_kv, merge_kv)
+        layer_choice.choose(opened.shape.depth, model.depth, np.zeros(opened.shape.depth))
     mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
     check_divides(opened.shape, mesh)
     identity = {
@@ -97,8 +102,9 @@ def rank_teacher(
         "method": method,
         "model": model and vars(model),
         "layer_choice": vars(layer_choice),
-        "mask_training": vars(mask_training) if method == "learned" else None,
-        "as_ranking": as_ranking,
+        "mask_training": mask_training.identity() if method == "learned" else None,
+        "repeat_kv": repeat_kv,
+        "merge_kv": merge_kv,
         "calibration_batches": calibration_batches,
         "batch_size": batch_size,
         "dtype": dtype,
@@ -108,6 +114,7 @@ def rank_teacher(
     folder = claim_together(workdir, "rank-teacher", identity)
     if (folder / ABOUT).exists():
         return Importance.open(workdir)
+    kv = {"repeat_kv": repeat_kv, "merge_kv": merge_kv}
     work = _Work(opened, rows, hardware, dtype, mesh, feed, folder, calibration_batches, seed)
     with jax.set_mesh(mesh):
         params = opened.params(param_shardings(opened.shape, mesh))
@@ -119,13 +126,17 @@ def rank_teacher(
             layers = layer_choice.choose(len(layers), model.depth, scores)
             params = select_layers(params, layers)
         say(f"ranking by {method} on layers {layers}")
-        arrays |= work.structures(params, method, model, mask_training, len(layers))
+        arrays |= work.structures(params, method, model, mask_training, len(layers), kv)
     about = {
         **identity,
         "teacher_shape": vars(opened.shape),
         "layers": layers,
         "environment": environment(),
     }
+    if bad := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise UserError(
+            f"teacher {opened.path} cannot be ranked: {', '.join(bad)} came out NaN or infinite"
+        )
     found = Importance(about, arrays)
     if jax.process_index() == 0:
         report.write_ranking(folder, found)
@@ -165,6 +176,17 @@ def _check(
                 "'even' or 'listed'"
             )
         return
+    if (
+        model
+        and model.depth < opened.shape.depth
+        and layer_choice.measures
+        and layer_choice.score != "influence"
+        and not rows.rows("held_out")
+    ):
+        raise UserError(
+            f"LayerChoice.score = {layer_choice.score!r} needs held-out rows, dataset {rows.path} "
+            f"has none; choose 'influence', or a rule that measures nothing"
+        )
     tokenizer = opened.about["identity"]["tokenizer"]
     if rows.tokenizer_digest != tokenizer:
         raise UserError(
@@ -204,12 +226,12 @@ class _Work:
         if held_out := rows.rows("held_out"):
             count = min(self._count, -(-held_out // self._batch_size))
             skip = measure.skipping(self._objective(self._shape), self._mesh, depth)
-            totals = self._total("layers", "layers skipped", self._held_out(), count, params, skip)
+            totals = self._total("layers", "layers skipped", self._held_out, count, params, skip)
             for window in WINDOWS:
                 if (name := f"skip_{window}") in totals:
                     arrays[name] = (totals[name] - totals["base"]) / totals["targets"]
         look = measure.looking(self._decoder(self._shape), rows.begin_id, rows.end_id, self._mesh)
-        totals = self._total("influence", "influence", self._train(), self._count, params, look)
+        totals = self._total("influence", "influence", self._train, self._count, params, look)
         return {**arrays, "influence": totals["influence"] / totals["batches"]}
 
     def structures(
@@ -219,6 +241,7 @@ class _Work:
         model: ModelShape | None,
         training: MaskTraining,
         depth: int,
+        kv: dict[str, bool],
     ) -> dict[str, np.ndarray]:
         """Importance of all but layers, of a teacher with `depth` of them."""
         shape = ModelShape(**{**vars(self._shape), "depth": depth})
@@ -237,16 +260,22 @@ class _Work:
         elif method == "taylor":
             found = self._taylor(params, shape)
         elif method == "learned":
-            found = self._learned(params, shape, model, training)
+            found = self._learned(params, shape, model, training, kv)
         return {**squares, **found}
 
     def _taylor(self, params: dict[str, Any], shape: ModelShape) -> dict[str, np.ndarray]:
         return self._mean("taylor", params, measure.first_order(self._objective(shape), self._mesh))
 
     def _learned(
-        self, params: dict[str, Any], shape: ModelShape, model: ModelShape, training: MaskTraining
+        self,
+        params: dict[str, Any],
+        shape: ModelShape,
+        model: ModelShape,
+        training: MaskTraining,
+        kv: dict[str, bool],
     ) -> dict[str, np.ndarray]:
-        wanted = masks.targets(shape, model)
+        wanted = masks.targets(shape, model, **kv)
+        groups = masks.head_groups(shape, model, **kv)
         scores = None
         if training.start == "taylor":
             taylor = self._taylor(params, shape)
@@ -254,7 +283,7 @@ class _Work:
         objective = self._objective(masked_shape(shape, model.width))
         init, step = masks.mask_step(objective, wanted, training, self._mesh, self._seed)
         saved = self._folder / "partial_masks.npz"
-        state = init(masks.first_logits(training, shape, scores))
+        state = init(masks.first_logits(shape, groups, scores))
         if saved.exists():
             state = _restore(read_arrays(saved), state)
         start = int(state.step)
@@ -297,8 +326,9 @@ class _Work:
             )
         )
 
-    def _held_out(self) -> Iterator[jax.Array]:
-        return self._place(held_out_batches(self._rows, self._batch_size, self._feed.positions))
+    def _held_out(self, start: int) -> Iterator[jax.Array]:
+        whole = held_out_batches(self._rows, self._batch_size, self._feed.positions)
+        return itertools.islice(self._place(whole), start, None)
 
     def _place(self, local: Iterator[dict[str, np.ndarray]]) -> Iterator[jax.Array]:
         for batch in local:
@@ -307,7 +337,7 @@ class _Work:
     def _mean(
         self, name: str, params: dict[str, Any], figures: measure.Measure
     ) -> dict[str, np.ndarray]:
-        totals = self._total(name, name, self._train(), self._count, params, figures)
+        totals = self._total(name, name, self._train, self._count, params, figures)
         count = totals.pop("batches")
         return {name: total / count for name, total in totals.items()}
 
@@ -315,7 +345,7 @@ class _Work:
         self,
         name: str,
         label: str,
-        rows: Iterator[jax.Array],
+        rows: Callable[[int], Iterator[jax.Array]],
         count: int,
         params: dict[str, Any],
         figures: measure.Measure,

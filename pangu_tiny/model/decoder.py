@@ -157,7 +157,8 @@ class Block(nn.Module):
 
 def _cosine(x_btd: jax.Array, y_btd: jax.Array) -> jax.Array:
     x_btd, y_btd = x_btd.astype(jnp.float32), y_btd.astype(jnp.float32)
-    return jnp.sum(x_btd * y_btd, axis=-1) / (_length(x_btd) * _length(y_btd))
+    lengths = _length(x_btd) * _length(y_btd)  # 0 for an embedding row that is padding
+    return jnp.sum(x_btd * y_btd, axis=-1) / jnp.maximum(lengths, jnp.finfo(jnp.float32).tiny)
 
 
 class Decoder(nn.Module):

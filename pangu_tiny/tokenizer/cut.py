@@ -114,7 +114,7 @@ class IdMap:
     Attributes:
       folder, method, exact, old_digest, new_digest: as there.
       old_to_new: for every old id its new ones.
-      new_to_old: for every new id the old one.
+      new_to_old: for every new id the old one (in a map made by hand, it may be a list of several).
     """
 
     folder: str
@@ -138,7 +138,10 @@ class IdMap:
                 f"tokenizer {folder} has no {ID_MAP}; expected a folder of compress-tokenizer"
             )
         try:
-            return cls(folder, **json.loads(file.read_text()))
+            found = cls(folder, **json.loads(file.read_text()))
+            if not isinstance(found.new_to_old, list):
+                raise TypeError("new_to_old is no list")
+            return found
         except (ValueError, TypeError) as error:
             raise UserError(f"{file} is not what compress-tokenizer writes: {error}") from error
 

@@ -417,7 +417,7 @@ def test_weights_that_the_dtype_cannot_hold(write, refused):
     weights[QUERY][0, :3] = [65_504.0, 1e5, -1e5]
     write(weights=weights)
     refused(
-        rf"{QUERY} .*holds 2 values too large for import_hf.dtype = 'float16'",
+        r"blocks/attention/query, layer 1, has 2 values too large for dtype = 'float16'",
         dtype="float16",
         allow_nonfinite=True,
     )

@@ -227,6 +227,8 @@ def test_tied_and_untied(teachers, tmp_path):
         found = open_checkpoint(str(tmp_path / tie)).params()
         np.testing.assert_array_equal(found["embedding"]["table"][:50], table[:50])
         assert "head" not in found
+    with pytest.raises(UserError, match=r"tie is 'head', but no two matrices become one"):
+        inherit(teacher, str(tmp_path / "no"), EVEN, shape, tie="head")
 
 
 @pytest.mark.parametrize(
@@ -355,13 +357,60 @@ def test_an_edited_list(teachers, tmp_path):
     )
 
 
+def test_what_was_edited_is_not_lost(teachers, tmp_path):
+    """The same command without cuts_only would write the list anew."""
+    shape, _, teacher = teachers["grouped"]
+    workdir, target = str(tmp_path / "list"), dataclasses.replace(shape, depth=3)
+    inherit(teacher, workdir, EVEN, target, cuts_only=True)
+    file = tmp_path / "list" / "cuts.json"
+    edited = file.read_text().replace("[0, 2, 3]", "[0, 1, 3]")
+    file.write_text(edited)
+    with pytest.raises(UserError, match=r"was edited: give it as inherit\.cuts"):
+        inherit(teacher, workdir, EVEN, target)
+    assert file.read_text() == edited
+
+
+def test_values_too_large_for_the_type(tmp_path):
+    params = random_params(PLAIN)
+    params["blocks"]["ffn"]["up"] = params["blocks"]["ffn"]["up"].at[2, 3, 4].set(1e5)
+    teacher = save(tmp_path / "teacher", PLAIN, params)
+    with pytest.raises(UserError, match="blocks/ffn/up, layer 2, has 1 values too large for dtype"):
+        inherit(teacher, str(tmp_path / "small"), EVEN, PLAIN, dtype="float16")
+    assert not list((tmp_path / "small" / "checkpoints").iterdir())
+
+
+def test_more_terms_than_the_teacher_has(teachers):
+    """The first new one is silent, those after it differ, or they would never separate."""
+    shape, params, teacher = teachers["pangu"]
+    opened = open_checkpoint(teacher)
+    model = dataclasses.replace(shape, series_terms=4)
+    cutter = Cutter(opened, plan(shape, opened.digest, model, [0, 1, 2, 3], None))
+    parts = {(name, layer): value for name, layer, value in cutter.parts()}
+    scale_nf = parts["blocks/ffn/series_scale", 1]
+    np.testing.assert_array_equal(scale_nf[:2], params["blocks"]["ffn"]["series_scale"][1])
+    assert not np.allclose(scale_nf[2], scale_nf[3])
+    np.testing.assert_allclose(
+        cut_logits(cutter), jit_logits(Decoder(shape), params, IDS), atol=0.1
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda f: f["layers"].__setitem__(0, 9), r"layers is \[9, 2, 3\], expected 3 layers"),
         (lambda f: f["layers"].__setitem__(0, 2), r"layers is \[2, 2, 3\]"),
         (lambda f: f["embed"].__setitem__(0, 24), r"embed has 24, expected numbers from 0 to 23"),
-        (lambda f: f["embed"].__setitem__(0, True), r"embed has True, expected numbers"),
+        (lambda f: f["embed"].__setitem__(0, True), r"embed is not a list\[int\]"),
+        (lambda f: f.__setitem__("layers", None), r"layers is not a list\[int\]"),
+        (lambda f: f.__setitem__("blocks", [1, 2, 3]), r"blocks is not a list"),
+        (lambda f: f.__setitem__("vocabulary", 5), r"vocabulary is not a "),
+        (lambda f: f.__setitem__("teacher", None), r"teacher is not a str"),
+        (lambda f: f.__setitem__("repeated", "x"), r"repeated is not a bool"),
+        (lambda f: f["model"].__setitem__("tied", "no"), r"model.tied is not a bool"),
+        (lambda f: f["model"].__setitem__("rope_theta", 5e5), r"rope_theta is 500000.0, the"),
+        (lambda f: f["model"].__setitem__("head_dim", 4), r"head_dim is 4, the teacher has 6"),
+        (lambda f: f["blocks"][0]["ffn"].__setitem__(0, []), r"ffn has a list in it, expected num"),
+        (lambda f: f["blocks"][0]["heads"].__setitem__(0, [0]), r"heads has a list in it"),
         (lambda f: f["embed"].__setitem__(0, 5), r"embed has 5 twice"),
         (lambda f: f["embed"].pop(), r"embed has 23 entries, expected 24"),
         (lambda f: f["blocks"].pop(), r"2 blocks, expected 3"),
@@ -399,6 +448,7 @@ def test_an_inconsistent_list_is_refused(teachers, change, said, tmp_path):
         ({"kv_heads": 6}, "6 key-value heads with 1 query heads each, .* 3 with 2.*repeat_kv"),
         ({"heads": 3, "kv_heads": 1}, "1 key-value heads with 3 query heads each"),
         ({"head_dim": 4}, "head_dim is 4, the teacher has 6, expected the same"),
+        ({"norm_eps": 1e-5}, "norm_eps is 1e-05, the teacher has 0.001"),
         ({"rope_theta": 5e5}, "rope_theta is 500000.0, the teacher has 10000.0"),
         ({"width": 16}, "16 of 24 embed: which ones stay needs inherit.importance"),
         ({"vocab_size": 40}, "vocab_size is 40, the teacher has 50: give inherit.tokenizer"),

@@ -1,6 +1,7 @@
 """Learned masks: exact counts, a gradient that knows the count, and a choice that is right."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from pangu_tiny.inherit.masks import (
     draw_masks,
     first_logits,
     hard_top,
+    head_groups,
     soft_top,
     targets,
 )
@@ -70,7 +72,7 @@ def test_the_kept_number_comes_down(ranked_shape):
     wanted = targets(ranked_shape, small)
     assert wanted == {"embed": (24, 32), "kv_heads": (1, 2), "ffn": (16, 48), "bottleneck": (3, 4)}
     training = MaskTraining(steps=10)
-    logits = jax.tree.map(jnp.asarray, first_logits(training, ranked_shape, None))
+    logits = jax.tree.map(jnp.asarray, first_logits(ranked_shape, 2, None))
     kept = [
         draw_masks(logits, wanted, training, jnp.asarray(step), jax.random.key(0))
         for step in range(10)
@@ -81,6 +83,32 @@ def test_the_kept_number_comes_down(ranked_shape):
         assert round(float(masks["embed"].sum())) == 24
         pairs = masks["heads"].reshape(2, 2, 2).round()
         assert (pairs.sum((1, 2)) == 2).all() and set(pairs.sum(-1).ravel().tolist()) == {0, 2}
+
+
+def test_heads_are_chosen_as_they_are_cut():
+    """8 key-value heads of 4: dropped groups, merged ones, or a copy for every head."""
+    teacher = ModelShape(depth=1, width=64, heads=32, kv_heads=8, ffn_width=6, vocab_size=20)
+    small = dataclasses.replace(teacher, heads=14, kv_heads=7)
+    assert targets(teacher, small) == {"kv_heads": (7, 8), "heads": (2, 4)}
+    small = dataclasses.replace(teacher, heads=14, kv_heads=14)
+    assert targets(teacher, small, repeat_kv=True) == {"heads": (14, 32)}
+    small = dataclasses.replace(teacher, heads=16, kv_heads=4)
+    assert targets(teacher, small, merge_kv=True) == {"heads": (4, 8)}
+    scores = {"heads": np.arange(32.0)[None], "kv_heads": np.zeros((1, 8))}
+    scores |= {"embed": np.zeros(64), "ffn": np.zeros((1, 6))}
+    for kv in ({"repeat_kv": True}, {"merge_kv": True}):
+        groups = head_groups(teacher, small, **kv)
+        logits = first_logits(teacher, groups, scores)
+        assert logits["heads"].shape == (1, groups, 32 // groups)
+
+
+def test_a_shortcut_that_goes_is_gone_in_training(ranked_shape):
+    small = dataclasses.replace(ranked_shape, shortcut_ratio=0)
+    wanted = targets(ranked_shape, small)
+    assert wanted == {"bottleneck": (0, 4)}
+    logits = jax.tree.map(jnp.asarray, first_logits(ranked_shape, 2, None))
+    masks = draw_masks(logits, wanted, MaskTraining(), jnp.asarray(0), jax.random.key(0))
+    assert not masks["bottleneck"].any()
 
 
 def test_heads_go_with_their_key_value_head():
@@ -138,7 +166,7 @@ def test_a_start_from_scores():
         "heads": random.random((2, 4)),
         "ffn": random.random((2, 6)),
     }
-    logits = first_logits(MaskTraining(), shape, scores)
+    logits = first_logits(shape, 2, scores)
     assert logits.keys() == scores.keys() and logits["heads"].shape == (2, 2, 2)
     for kind in ("embed", "ffn"):
         assert (np.argsort(logits[kind]) == np.argsort(scores[kind])).all()
@@ -152,6 +180,8 @@ def test_a_start_from_scores():
         ({"last_temperature": 0.0}, "last_temperature 0.0: expected positive"),
         ({"first_temperature": 0.01}, "expected positive numbers, the last not above"),
         ({"shrink_fraction": 1.5}, "shrink_fraction is 1.5, expected 0 to 1"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0, expected 0 or a positive number"),
+        ({"noise": math.inf}, "noise is inf, expected 0 or a positive number"),
         ({"start": "l2"}, "start is 'l2', expected one of zero, taylor"),
     ],
 )

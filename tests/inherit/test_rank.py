@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import json
 import sys
 
 import jax
@@ -11,15 +12,16 @@ import pytest
 from etils import epath
 from flax.traverse_util import flatten_dict
 from teachers import save
-from tiny_runs import start_together
+from tiny_runs import prepare, start_together
 
+from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import batches, held_out_batches
 from pangu_tiny.data.rows import read_marks
 from pangu_tiny.errors import UserError
 from pangu_tiny.inherit import measure
 from pangu_tiny.inherit import rank as rank_module
 from pangu_tiny.inherit.cut import inherit
-from pangu_tiny.inherit.importance import ARRAYS, Importance
+from pangu_tiny.inherit.importance import ABOUT, ARRAYS, Importance
 from pangu_tiny.inherit.layers import LayerChoice, window_scores
 from pangu_tiny.inherit.masks import MaskTraining
 from pangu_tiny.inherit.rank import rank_teacher
@@ -254,12 +256,15 @@ def test_layers_are_chosen_first(teacher, small, cut_found, tmp_path):
 
 def test_learned_is_for_its_shape(teacher, small, cut_found, tmp_path):
     other = dataclasses.replace(small, ffn_width=16)
-    found, importance = cut_found("learned")
+    _, importance = cut_found("learned")
     with pytest.raises(UserError, match="another shape: ffn_width 32 there, 16 here"):
         inherit(teacher, str(tmp_path / "a"), CHOICE, other, importance=importance)
-    free = dataclasses.replace(found, about=found.about | {"as_ranking": True})
-    free.write(epath.Path(tmp_path))
-    inherit(teacher, str(tmp_path / "b"), CHOICE, other, importance=str(tmp_path))
+    with pytest.raises(UserError, match=r"repeat_kv = False, inherit\.repeat_kv is True"):
+        repeated = dataclasses.replace(small, kv_heads=2)
+        inherit(
+            teacher, str(tmp_path / "b"), CHOICE, repeated, importance=importance, repeat_kv=True
+        )
+    inherit(teacher, str(tmp_path / "c"), CHOICE, other, importance=importance, as_ranking=True)
 
 
 def test_without_a_dataset(teacher, ranked_shape, tmp_path):
@@ -289,6 +294,54 @@ def test_bad_settings(teacher, rows, changes, said, tmp_path):
     with pytest.raises(UserError, match=said):
         rank(teacher, tmp_path / "no", rows, **changes)
     assert not (tmp_path / "no").exists()
+
+
+def test_a_shape_that_cannot_be_cut_is_refused_before_it_is_ranked(teacher, rows, small, tmp_path):
+    for changes, said in (
+        ({"width": 40}, "width is 40, the teacher has only 32"),
+        ({"head_dim": 4}, "head_dim is 4, the teacher has 8"),
+        ({"depth": 3}, "depth is 3, the teacher has only 2"),
+    ):
+        with pytest.raises(UserError, match=said):
+            rank(teacher, tmp_path / "no", rows, model=dataclasses.replace(small, **changes))
+    with pytest.raises(UserError, match="first 2 and last 0 are more than the 1 layers"):
+        rank(teacher, tmp_path / "no", rows, choice=LayerChoice(first=2, last=0), model=small)
+    assert not (tmp_path / "no").exists()
+
+
+def test_nothing_held_out(teacher, small, tokenizer_of_rows, tmp_path):
+    (tmp_path / "t.model").write_bytes(tokenizer_of_rows[1])
+    path = prepare(
+        tmp_path, vocab_size=None, tokenizer=str(tmp_path / "t.model"), held_out_fraction=0.0
+    )
+    bare = TokenDataset.open(path)
+    with pytest.raises(UserError, match="score = 'skip_1' needs held-out rows"):
+        rank(teacher, tmp_path / "no", bare, model=small)
+
+
+@pytest.mark.parametrize("method", ["l1", "taylor"])
+def test_weights_that_are_not_finite(ranked_shape, ranked_params, tokenizer_of_rows, rows, method, tmp_path):  # fmt: skip  # noqa: E501
+    blocks = dict(ranked_params["blocks"])
+    blocks["ffn"] = blocks["ffn"] | {"up": blocks["ffn"]["up"].at[0, 0, 0].set(np.nan)}
+    params = {**ranked_params, "blocks": blocks}
+    teacher = save(
+        tmp_path / "t", ranked_shape, params, tokenizer=tokenizer_of_rows, sequence_length=32
+    )
+    with pytest.raises(UserError, match=r"cannot be ranked: .*ffn.* came out NaN or infinite"):
+        rank(teacher, tmp_path / "no", rows, method=method)
+    assert not (tmp_path / "no" / ARRAYS).exists()
+
+
+def test_damaged_rankings(found, tmp_path):
+    for about, said in (({"layers": []}, "has no teacher"), ([], "has no teacher")):
+        found["l1"].write(epath.Path(tmp_path))
+        (tmp_path / ABOUT).write_text(json.dumps(about))
+        with pytest.raises(UserError, match=said):
+            Importance.open(str(tmp_path))
+    found["l1"].write(epath.Path(tmp_path))
+    (tmp_path / ARRAYS).write_bytes((tmp_path / ARRAYS).read_bytes()[:500])
+    with pytest.raises(UserError, match="cannot be read"):
+        Importance.open(str(tmp_path))
 
 
 def test_a_dataset_in_other_ids_is_refused(rows, ranked_shape, ranked_params, tmp_path):
@@ -335,6 +388,7 @@ def test_a_window_counts_for_all_layers_in_it():
     ("settings", "said"),
     [
         ({"rule": "best"}, "rule is 'best', expected one of importance"),
+        ({"first": -1}, "first is -1, expected 0 or more"),
         ({"score": "skip_4"}, "score is 'skip_4', expected one of skip_1"),
         ({"layers": [1]}, "layers and rule = 'listed' go together"),
         ({"rule": "listed"}, "layers and rule = 'listed' go together"),
