@@ -21,8 +21,9 @@ import numpy as np
 METHODS = ("none", "l1", "l2", "taylor", "activation", "learned")
 
 
-def run(options: argparse.Namespace, method: str, seed: int) -> dict[int, float]:
-    """One student: held-out bits per byte by the number of steps."""
+def run(options: argparse.Namespace, method: str, seed: int) -> dict[str, float]:
+    """One student: held-out bits per byte by the number of steps, and right after the cut with
+    "calibrated" norms."""
     from pangu_tiny import config
     from pangu_tiny.checkpoints.read import open_checkpoint
     from pangu_tiny.evaluation.perplexity import evaluate
@@ -49,7 +50,8 @@ def run(options: argparse.Namespace, method: str, seed: int) -> dict[int, float]
         kv_heads=options.heads,
         ffn_width=options.ffn_width,
     )
-    found, start = {}, None
+    found: dict[str, float] = {}
+    start = None
     if method != "none":
         settings = {"calibration_batches": options.batches, "model": model}
         masks = MaskTraining(steps=options.mask_steps)
@@ -79,7 +81,11 @@ def run(options: argparse.Namespace, method: str, seed: int) -> dict[int, float]
         importance = str(folder / "importance")
         inherit(options.teacher, start, choice, model, importance=importance)
         evaluated = evaluate(start, options.data, str(folder / "evaluation"), hardware)
-        found[0] = evaluated["bits_per_byte"]
+        found["0"] = evaluated["bits_per_byte"]
+        other = str(folder / "calibrated")
+        inherit(options.teacher, other, choice, model, importance=importance, calibrate_norms=True)
+        evaluated = evaluate(other, options.data, f"{other}-evaluation", hardware)
+        found["calibrated"] = evaluated["bits_per_byte"]
     train(
         options.data,
         str(folder / "model"),
@@ -96,7 +102,7 @@ def run(options: argparse.Namespace, method: str, seed: int) -> dict[int, float]
     )
     for line in read_metrics(str(folder / "model")):
         if "held_out_bits_per_byte" in line:
-            found[line["step"] + 1] = line["held_out_bits_per_byte"]
+            found[str(line["step"] + 1)] = line["held_out_bits_per_byte"]
     return found
 
 
@@ -106,20 +112,27 @@ def summarise(rows: dict[str, dict[str, dict[str, float]]], folder: pathlib.Path
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    print(f"\n{'method':12} {'after the cut':>16} {'at the end':>16}   less than none, paired")
+    print(
+        f"\n{'method':12} {'after the cut':>16} {'norms calibrated':>16} {'at the end':>16}"
+        "   less than none, paired"
+    )
+    last = str(max(int(step) for step in rows["none"]["0"]))
     ends = {
-        method: {seed: found[max(found, key=int)] for seed, found in seeds.items()}
+        method: {seed: found[last] for seed, found in seeds.items()}
         for method, seeds in rows.items()
     }
     for method, seeds in rows.items():
-        steps = sorted(map(int, next(iter(seeds.values()))))
+        steps = sorted(int(step) for step in next(iter(seeds.values())) if step.isdigit())
         values = np.array([[found[str(step)] for step in steps] for found in seeds.values()])
         axes.plot(steps, values.mean(0), marker="o", ms=3, label=method)
         axes.fill_between(steps, values.min(0), values.max(0), alpha=0.15)
         cut = spread(values[:, 0]) if steps[0] == 0 else "-"
+        calibrated = np.array([found.get("calibrated", math.nan) for found in seeds.values()])
         pairs = [ends["none"][seed] - end for seed, end in ends[method].items()]
         gain = interval(pairs) if method != "none" else "-"
-        print(f"{method:12} {cut:>16} {spread(values[:, -1]):>16}   {gain}")
+        print(
+            f"{method:12} {cut:>16} {spread(calibrated):>16} {spread(values[:, -1]):>16}   {gain}"
+        )
     axes.set(xlabel="step", ylabel="held-out bits per byte", title="inheritance by criterion")
     axes.set_ylim(top=min(axes.get_ylim()[1], 6))
     axes.grid(alpha=0.3)
@@ -151,7 +164,7 @@ def main(options: argparse.Namespace) -> None:
         for method in options.methods:
             if str(seed) not in rows.get(method, {}):
                 found = run(options, method, seed)
-                rows.setdefault(method, {})[str(seed)] = {str(k): v for k, v in found.items()}
+                rows.setdefault(method, {})[str(seed)] = found
                 file.write_text(json.dumps(rows, indent=1))
         summarise(rows, folder)
 
