@@ -65,6 +65,9 @@ def _layers(found: Importance) -> Figure:
             skipped.plot(rises, marker="o", ms=3, label=label)
     if skipped.lines:
         skipped.legend()
+    # The first layer matters more than all others together; a rise may be negative.
+    skipped.set_yscale("symlog", linthresh=0.1)
+    influence.set_yscale("log")
     skipped.set(title="skipped", xlabel="first layer", ylabel="rise of the loss, nats per token")
     influence.plot(found.arrays["influence"], marker="o", ms=3)
     influence.set(title="block influence", xlabel="layer", ylabel="1 − cosine")
