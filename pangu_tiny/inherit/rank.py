@@ -287,17 +287,13 @@ class _Work:
         if saved.exists():
             state = _restore(read_arrays(saved), state)
         start = int(state.step)
-        losses = []
         with Progress("learned masks", training.steps, "step", initial=start) as progress:
             for rows_abt in itertools.islice(self._train(start), training.steps - start):
                 state, loss = step(state, params, rows_abt)
-                losses.append(float(loss))
-                progress.update(loss=f"{losses[-1]:.3f}")
+                progress.update(loss=f"{float(loss):.3f}")
                 done = int(state.step)
                 if jax.process_index() == 0 and done % training.save_every == 0:
                     write_arrays(saved, _arrays(state))
-        if losses:
-            say(f"loss under the masks {losses[0]:.3f} → {losses[-1]:.3f} nats per token")
         return masks.final_scores(jax.device_get(state.logits))
 
     def _decoder(self, shape: ModelShape) -> Decoder:
