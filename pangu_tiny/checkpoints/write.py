@@ -120,6 +120,8 @@ def write_parts(
 
 
 def _cast(part: Part, kind: np.dtype) -> np.ndarray:
+    if part.value.dtype == kind:
+        return part.value
     with np.errstate(over="ignore"):
         value = part.value.astype(kind)
     if lost := int(np.sum(np.isfinite(part.value)) - np.sum(np.isfinite(value))):

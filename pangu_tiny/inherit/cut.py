@@ -18,7 +18,7 @@ from pangu_tiny.checkpoints.write import FLOATS, write_parts
 from pangu_tiny.errors import UserError
 from pangu_tiny.inherit.cutlist import CUTS, CutList, plan
 from pangu_tiny.inherit.cutter import NEW_ROWS, Cutter
-from pangu_tiny.inherit.importance import Importance
+from pangu_tiny.inherit.importance import Importance, layer_scores
 from pangu_tiny.inherit.layers import LayerChoice
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.tokenizer.counts import read_counts
@@ -266,7 +266,7 @@ def _plan(
                 "LayerChoice.rule = 'importance' needs inherit.importance, a folder of "
                 "rank-teacher; without one, choose 'even' or 'listed'"
             )
-        scores = ranking.layer_scores(layer_choice)
+        scores = layer_scores(ranking.arrays, layer_choice)
     layers = layer_choice.choose(depth, model.depth, scores)
     return plan(
         opened.shape,

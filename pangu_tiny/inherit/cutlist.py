@@ -242,21 +242,21 @@ def check_fits(teacher: ModelShape, model: ModelShape, repeat_kv: bool, merge_kv
     small, each = model.kv_heads, model.heads // model.kv_heads
     if repeat_kv and each != 1:
         raise UserError(
-            f"inherit.repeat_kv gives every query head its own, but ModelShape.kv_heads is "
+            f"repeat_kv gives every query head its own, but ModelShape.kv_heads is "
             f"{small} with ModelShape.heads {model.heads}: expected as many"
         )
     if merge_kv:
         if groups % small or each > per_group * (groups // small):
             raise UserError(
-                f"inherit.merge_kv takes means of neighbours, but the teacher has {groups} "
+                f"merge_kv takes means of neighbours, but the teacher has {groups} "
                 f"key-value heads and ModelShape.kv_heads is {small}: expected a divisor, with at "
                 f"most {per_group} query heads for each that is merged"
             )
     elif not repeat_kv and (small > groups or each > per_group):
         raise UserError(
             f"ModelShape has {small} key-value heads with {each} query heads each, the teacher "
-            f"{groups} with {per_group}: expected no more of either; inherit.repeat_kv = True "
-            f"first gives every query head its own, inherit.merge_kv = True takes means"
+            f"{groups} with {per_group}: expected no more of either; repeat_kv = True "
+            f"first gives every query head its own, merge_kv = True takes means"
         )
 
 

@@ -105,15 +105,6 @@ class Importance:
                 f"inherit.as_ranking = True cuts others by it all the same"
             )
 
-    def layer_scores(self, choice: LayerChoice) -> np.ndarray | None:
-        """[layers], what each layer of the teacher matters by `choice.score`; None where the
-        choice needs none.
-
-        Raises:
-          UserError: it was not measured.
-        """
-        return layer_scores(self.arrays, choice)
-
     def structures(self, layers: list[int]) -> dict[str, np.ndarray]:
         """Scores by kind over these layers of the teacher: "embed" [width], others
         [len(layers), structures].
@@ -152,7 +143,15 @@ class Importance:
 
 
 def layer_scores(arrays: dict[str, np.ndarray], choice: LayerChoice) -> np.ndarray | None:
-    """See `Importance.layer_scores`."""
+    """[layers], what each layer of the teacher matters by `choice.score`; None where the choice
+    needs none.
+
+    Args:
+      arrays: as in importance.npz.
+
+    Raises:
+      UserError: it was not measured.
+    """
     if not choice.measures:
         return None
     if choice.score not in arrays:

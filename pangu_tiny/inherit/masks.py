@@ -11,7 +11,7 @@ logistic, as in a Gumbel sigmoid, and falls with the temperature τ, geometrical
 all to the target linearly over the first part of the steps, since a model that is cut at once has
 no gradient that means much.
 
-Axes: l layer, d width, n key-value heads, g query heads of one, f neurons, r bottleneck.
+Axes: l layer, d width, n groups of query heads, g heads of one, f neurons, r bottleneck.
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ import optax
 from jax.sharding import Mesh
 
 from pangu_tiny.errors import UserError
+from pangu_tiny.inherit.measure import mean_loss
 from pangu_tiny.inherit.structures import apply_masks
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.topology.mesh import named_sharding
@@ -237,17 +238,11 @@ def mask_step(
     ) -> tuple[MaskState, jax.Array]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def mean_loss(logits: dict[str, jax.Array]) -> jax.Array:
-            masked = apply_masks(params, draw_masks(logits, wanted, training, state.step, key))
+        def masked_loss(logits: dict[str, jax.Array]) -> jax.Array:
+            masks = draw_masks(logits, wanted, training, state.step, key)
+            return mean_loss(objective, apply_masks(params, masks), rows_abt)
 
-            def one(total: jax.Array, rows_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
-                loss, marked = objective(masked, rows_bt)
-                return total + loss.total, jnp.sum(marked.weights)
-
-            total, targets_a = jax.lax.scan(jax.checkpoint(one), 0.0, rows_abt)
-            return total / jnp.maximum(1.0, jnp.sum(targets_a))
-
-        loss, gradient = jax.value_and_grad(mean_loss)(state.logits)
+        loss, gradient = jax.value_and_grad(masked_loss)(state.logits)
         updates, optimizer = adam.update(gradient, state.optimizer)
         return MaskState(
             optax.apply_updates(state.logits, updates), optimizer, state.step + 1

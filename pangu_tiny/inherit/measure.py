@@ -132,21 +132,24 @@ def looking(decoder: Decoder, begin_id: int, end_id: int, mesh: Mesh) -> Measure
     return _compiled(measure, mesh)
 
 
+def mean_loss(objective: Objective, params: dict[str, Any], rows_abt: jax.Array) -> jax.Array:
+    """Nats per target of a batch; to be differentiated, a part of it in memory at a time."""
+
+    def one(total: jax.Array, rows_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+        loss, marked = objective(params, rows_bt)
+        return total + loss.total, jnp.sum(marked.weights)
+
+    total, targets_a = jax.lax.scan(jax.checkpoint(one), 0.0, rows_abt)
+    return total / jnp.maximum(1.0, jnp.sum(targets_a))
+
+
 def first_order(objective: Objective, mesh: Mesh) -> Measure:
     """Taylor: |w ⊙ ∂L/∂w| of the mean loss of a batch, added up over the weights of a structure,
     those that it reads with and those that it writes with (the paper's formula was not found:
     chosen as in the literature that it cites)."""
 
     def measure(params: dict[str, Any], rows_abt: jax.Array) -> dict[str, Any]:
-        def mean_loss(params: dict[str, Any]) -> jax.Array:
-            def one(total: jax.Array, rows_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
-                loss, marked = objective(params, rows_bt)
-                return total + loss.total, jnp.sum(marked.weights)
-
-            total, targets_a = jax.lax.scan(jax.checkpoint(one), 0.0, rows_abt)
-            return total / jnp.maximum(1.0, jnp.sum(targets_a))
-
-        gradient = jax.grad(mean_loss)(params)
+        gradient = jax.grad(lambda params: mean_loss(objective, params, rows_abt))(params)
         products = jax.tree.map(lambda w, g: jnp.abs(w * g), params, gradient)
         return with_groups(sum_by_structure(products))
 

@@ -8,7 +8,6 @@ Axes: l layer, d width.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -115,8 +114,5 @@ def masked_shape(shape: ModelShape, width: int) -> ModelShape:
 
 def select_layers(params: dict[str, Any], layers: list[int]) -> dict[str, Any]:
     """The parameters of a model of these layers only."""
-    return map_blocks(params, lambda leaf: leaf[np.asarray(layers)])
-
-
-def map_blocks(params: dict[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
-    return {**params, "blocks": jax.tree.map(function, params["blocks"])}
+    blocks = jax.tree.map(lambda leaf: leaf[np.asarray(layers)], params["blocks"])
+    return {**params, "blocks": blocks}
