@@ -127,12 +127,11 @@ def summarise(rows: dict[str, dict[str, dict[str, float]]], folder: pathlib.Path
         axes.plot(steps, values.mean(0), marker="o", ms=3, label=method)
         axes.fill_between(steps, values.min(0), values.max(0), alpha=0.15)
         cut = spread(values[:, 0]) if steps[0] == 0 else "-"
-        calibrated = np.array([found.get("calibrated", math.nan) for found in seeds.values()])
+        after = [found["calibrated"] for found in seeds.values() if "calibrated" in found]
+        calibrated = spread(np.array(after)) if after else "-"
         pairs = [ends["none"][seed] - end for seed, end in ends[method].items()]
         gain = interval(pairs) if method != "none" else "-"
-        print(
-            f"{method:12} {cut:>16} {spread(calibrated):>16} {spread(values[:, -1]):>16}   {gain}"
-        )
+        print(f"{method:12} {cut:>16} {calibrated:>16} {spread(values[:, -1]):>16}   {gain}")
     axes.set(xlabel="step", ylabel="held-out bits per byte", title="inheritance by criterion")
     axes.set_ylim(top=min(axes.get_ylim()[1], 6))
     axes.grid(alpha=0.3)
