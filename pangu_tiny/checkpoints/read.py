@@ -132,7 +132,7 @@ def open_checkpoint(path: str) -> Checkpoint:
         if candidate.exists() and (steps := committed_steps(candidate)):
             folder = candidate / str(steps[0])
             break
-    if not (folder / "about").exists():
+    if not (is_finished(folder) and (folder / "about").exists()):
         raise UserError(f"checkpoint {path}: no checkpoint there, expected a train workdir or step")
     try:
         items = restore(folder, about=True, tokenizer=None)

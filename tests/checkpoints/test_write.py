@@ -1,5 +1,7 @@
 """A checkpoint written part by part is one like any other, and is there whole or not at all."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +85,30 @@ def test_what_was_not_finished_is_no_checkpoint(params, stop, folder, tmp_path):
     found = flatten_dict(open_checkpoint(str(tmp_path)).params(), sep="/")
     for name, leaf in flatten_dict(params, sep="/").items():
         np.testing.assert_array_equal(found[name], leaf, name)
+
+
+def test_a_copy_that_was_not_finished_is_no_checkpoint(params, folder, tmp_path):
+    """Where renaming is copying, as on gs://, a kill may leave all but the arrays."""
+
+    rename = type(folder).rename
+
+    def copy_half(path, target):
+        if target.name != "0":
+            return rename(path, target)  # Orbax's own
+        shutil.copytree(path, target, ignore=shutil.ignore_patterns("params"))
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(folder), "rename", copy_half)
+        with pytest.raises(KeyboardInterrupt):
+            write_parts(folder, TINY, "float32", parts(params), b"t", **FACTS)
+    assert (folder / "0" / "about").exists()
+    for place in (tmp_path, folder / "0"):
+        with pytest.raises(UserError, match="no checkpoint there"):
+            open_checkpoint(str(place))
+    write_parts(folder, TINY, "float32", parts(params), b"t", **FACTS)
+    found = open_checkpoint(str(tmp_path)).params()
+    np.testing.assert_array_equal(found["final_norm"]["scale"], params["final_norm"]["scale"])
 
 
 def test_every_part_is_written_once(params, folder):
