@@ -23,13 +23,27 @@ STAGES = {
     "rank-teacher": ("pangu_tiny.inherit.rank", "what matters in a big model"),
     "inherit": ("pangu_tiny.inherit.cut", "a small checkpoint cut out of a big one"),
     "train": ("pangu_tiny.training.loop", "rows of token ids to a checkpoint"),
+    "score-batches": ("pangu_tiny.rounds.score", "the loss of all that a round trained"),
+    "select-batches": (
+        "pangu_tiny.rounds.select",
+        "what the next round trains on, by these losses",
+    ),
+    "train-rounds": ("pangu_tiny.reproduce.rounds", "train, score, select, train, in one command"),
     "evaluate": ("pangu_tiny.evaluation.perplexity", "held-out loss of a checkpoint"),
     "generate": ("pangu_tiny.evaluation.generate", "text from a checkpoint"),
     "reproduce": ("pangu_tiny.reproduce.recipe", "a whole recipe, from text to a report"),
 }
 """Stage → module with the function of the same name, and what the stage does."""
 
-_NEEDS_DEVICES = ("rank-teacher", "train", "evaluate", "generate", "reproduce")
+_NEEDS_DEVICES = (
+    "rank-teacher",
+    "train",
+    "score-batches",
+    "train-rounds",
+    "evaluate",
+    "generate",
+    "reproduce",
+)
 _ON_CPU = ("import-hf", "inherit")  # which know arrays and shapes, and need no accelerator
 
 

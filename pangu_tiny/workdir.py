@@ -130,18 +130,26 @@ def read_identity(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
     return json.loads(marker.read_text()) if marker.exists() else None
 
 
-def write_atomically(path: epath.Path, content: str | bytes) -> None:
-    """Writes a file so that after a kill it is there whole or not at all."""
+@contextlib.contextmanager
+def replaced(path: epath.Path) -> Iterator[epath.Path]:
+    """A temporary file to write, which becomes `path` at the end: after a kill `path` is there
+    whole or not at all."""
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-    if isinstance(content, bytes):
-        temporary.write_bytes(content)
-    else:
-        temporary.write_text(content)
+    yield temporary
     temporary.replace(path)
 
 
+def write_atomically(path: epath.Path, content: str | bytes) -> None:
+    """Writes a file so that after a kill it is there whole or not at all."""
+    with replaced(path) as temporary:
+        if isinstance(content, bytes):
+            temporary.write_bytes(content)
+        else:
+            temporary.write_text(content)
+
+
 def _is_temporary(path: epath.Path) -> bool:
-    """Whether a kill inside `write_atomically` left this behind."""
+    """Whether a kill inside `replaced` left this behind."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 

@@ -5,20 +5,38 @@ split, another one for each epoch, given by the dataset's digest, the seed and t
 mixture, each source goes through its own rows in that way, and the sources take turns as evenly as
 their weights allow. Batch i is rows i·B to i·B + B - 1 of the order, so what an epoch leaves over
 opens the next one. Nothing is kept in memory but the rows on their way: any place in the order can
-be computed on its own.
+be computed on its own. A later round of training goes through chosen units of that order, see
+`Drawn`.
 """
 
 import hashlib
 import json
 import math
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import UserError
+
+
+class Drawn(NamedTuple):
+    """What is served of an order instead of all of it, and in which order.
+
+    Attributes:
+      units: integers [n]; unit u is the rows at places u · rows to u · rows + rows − 1.
+      rows: in a unit.
+    """
+
+    units: np.ndarray
+    rows: int
+
+    def place(self, index: int) -> int:
+        """The place in the order of the row that is served as number `index`."""
+        unit, inside = divmod(index, self.rows)
+        return int(self.units[unit]) * self.rows + inside
 
 
 def batches(
@@ -29,6 +47,7 @@ def batches(
     mixture: dict[str, float] | None = None,
     positions: np.ndarray | None = None,
     start: int = 0,
+    drawn: Drawn | None = None,
     prefetch: int = 4,
 ) -> grain.DatasetIterator:
     """An endless iterator over the batches of a split, from batch `start` on.
@@ -42,6 +61,7 @@ def batches(
         weights are shares of rows. By default every row comes once in an epoch.
       positions: places within the global batch that this process serves; by default all.
       start: number of the first batch.
+      drawn: serves these units alone, and ends behind the last whole batch of them.
       prefetch: batches read ahead, each on a thread; 0 reads on the caller's.
 
     Returns:
@@ -51,7 +71,8 @@ def batches(
     Raises:
       UserError: a bad mixture, or a split without rows.
     """
-    iterator = iter(batch_dataset(dataset, split, global_batch, seed, mixture, positions, prefetch))
+    served = batch_dataset(dataset, split, global_batch, seed, mixture, positions, drawn, prefetch)
+    iterator = iter(served)
     if start:
         iterator.set_state({"next_index": start})
     return iterator
@@ -64,6 +85,7 @@ def batch_dataset(
     seed: int,
     mixture: dict[str, float] | None = None,
     positions: np.ndarray | None = None,
+    drawn: Drawn | None = None,
     prefetch: int = 4,
 ) -> grain.IterDataset:
     """The Grain dataset that `batches` iterates over."""
@@ -72,12 +94,16 @@ def batch_dataset(
     if places.size and not (places.min() >= 0 and places.max() < global_batch):
         raise ValueError(f"positions {places} lie outside a batch of {global_batch} rows")
 
+    rows = sys.maxsize if drawn is None else len(drawn.units) * drawn.rows
+
     def read(index: int) -> dict[str, np.ndarray]:
-        first = index * global_batch
-        row_ids = np.array([order[first + int(place)] for place in places], np.int64)
+        numbers = index * global_batch + places
+        if drawn is not None:
+            numbers = map(drawn.place, numbers)
+        row_ids = np.array([order[int(number)] for number in numbers], np.int64)
         return {"rows": dataset.read(split, row_ids), "row_ids": row_ids}
 
-    return _prefetched(grain.MapDataset.range(sys.maxsize // global_batch).map(read), prefetch)
+    return _prefetched(grain.MapDataset.range(rows // global_batch).map(read), prefetch)
 
 
 def held_out_batches(

@@ -17,14 +17,13 @@ A folder of rank-teacher holds
 
 import dataclasses
 import hashlib
-import io
 import json
-import zipfile
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from pangu_tiny.arrays import read_arrays, write_arrays
 from pangu_tiny.errors import UserError
 from pangu_tiny.inherit.layers import WINDOWS, LayerChoice, window_scores
 from pangu_tiny.inherit.structures import OUTSIDE, STRUCTURES
@@ -162,23 +161,3 @@ def layer_scores(arrays: dict[str, np.ndarray], choice: LayerChoice) -> np.ndarr
     if choice.score == "influence":
         return arrays["influence"]
     return window_scores(arrays[choice.score], WINDOWS[int(choice.score[-1]) - 1])
-
-
-def write_arrays(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
-    """An npz file that is there whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_atomically(path, buffer.getvalue())
-
-
-def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
-    """Reads what `write_arrays` wrote.
-
-    Raises:
-      UserError: it is something else.
-    """
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            return dict(file)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read: {error}; remove it to measure again") from error

@@ -13,8 +13,8 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from pangu_tiny.arrays import read_arrays, write_arrays
 from pangu_tiny.data.rows import read_marks
-from pangu_tiny.inherit.importance import read_arrays, write_arrays
 from pangu_tiny.inherit.layers import WINDOWS
 from pangu_tiny.inherit.structures import OUTSIDE, apply_masks, sum_by_structure, with_groups
 from pangu_tiny.model.decoder import Decoder

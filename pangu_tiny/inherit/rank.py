@@ -9,19 +9,14 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from pangu_tiny.arrays import read_arrays, write_arrays
 from pangu_tiny.checkpoints.read import Checkpoint, open_checkpoint
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import batches, held_out_batches
 from pangu_tiny.errors import UserError
 from pangu_tiny.inherit import masks, measure, report
 from pangu_tiny.inherit.cutlist import check_fits
-from pangu_tiny.inherit.importance import (
-    ABOUT,
-    Importance,
-    layer_scores,
-    read_arrays,
-    write_arrays,
-)
+from pangu_tiny.inherit.importance import ABOUT, Importance, layer_scores
 from pangu_tiny.inherit.layers import WINDOWS, LayerChoice
 from pangu_tiny.inherit.masks import MaskState, MaskTraining
 from pangu_tiny.inherit.structures import masked_shape, select_layers

@@ -2,14 +2,12 @@
 
 import os
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 from etils import epath
 
 from pangu_tiny import config
-from pangu_tiny import workdir as workdirs
 from pangu_tiny.data.prepare import prepare_data
 from pangu_tiny.data.text import Text
 from pangu_tiny.errors import UserError
@@ -17,6 +15,7 @@ from pangu_tiny.evaluation.generate import generate
 from pangu_tiny.evaluation.perplexity import evaluate
 from pangu_tiny.reproduce.corpus import write_python_library
 from pangu_tiny.reproduce.report import Sample, write_report
+from pangu_tiny.reproduce.stages import run
 from pangu_tiny.tokenizer.compress import compress_tokenizer
 from pangu_tiny.tokenizer.counting import count_tokens
 from pangu_tiny.training.loop import train
@@ -61,8 +60,8 @@ def reproduce(
     )
     given, _ = config.arguments(prepare_data, text=text, workdir=big)
     reading = {name: value for name, value in given.items() if name == "text_key"}
-    _run("1/7 prepare-data, with the big tokenizer", prepare_data, text=text, workdir=big)
-    _run(
+    run("1/7 prepare-data, with the big tokenizer", prepare_data, text=text, workdir=big)
+    run(
         "2/7 count-tokens",
         count_tokens,
         workdir=counts,
@@ -70,7 +69,7 @@ def reproduce(
         text=None,
         tokenizer=None,
     )
-    _run(
+    run(
         "3/7 compress-tokenizer",
         compress_tokenizer,
         workdir=compact,
@@ -79,7 +78,7 @@ def reproduce(
         text=text,
         **reading,
     )
-    _run(
+    run(
         "4/7 prepare-data, with the compact tokenizer",
         prepare_data,
         text=text,
@@ -87,15 +86,15 @@ def reproduce(
         tokenizer=f"{compact}/tokenizer.model",
         vocab_size=None,
     )
-    trained = _run("5/7 train", train, dataset=data, workdir=model)
+    trained = run("5/7 train", train, dataset=data, workdir=model)
     if trained.step < trained.steps:
         raise UserError(f"stopped at step {trained.step} of {trained.steps}; run again to go on")
     evaluated = os.fspath(folder / "evaluation")
-    result = _run("6/7 evaluate", evaluate, checkpoint=model, dataset=data, workdir=evaluated)
+    result = run("6/7 evaluate", evaluate, checkpoint=model, dataset=data, workdir=evaluated)
     print("\n7/7 generate")
     samples = []
     for prompt in prompts or [""]:
-        continuation = _run("", generate, checkpoint=model, prompt=prompt)
+        continuation = run("", generate, checkpoint=model, prompt=prompt)
         samples.append(Sample(prompt, continuation))
     report = write_report(folder, result, samples)
     print(
@@ -114,12 +113,3 @@ def reproduce(
         f"--gin.reproduce.workdir=runs/mine"
     )
     return result
-
-
-def _run(title: str, stage: Callable[..., Any], **given: Any) -> Any:
-    """Runs a stage with what was bound for it, and leaves its effective config in its workdir."""
-    if title:
-        print(f"\n{title}", flush=True)
-    arguments, effective = config.arguments(stage, **given)
-    with workdirs.effective_config(effective):
-        return stage(**arguments)

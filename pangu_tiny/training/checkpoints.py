@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -144,6 +145,31 @@ class Writer:
             free = next(name for name in names if not (self.folder / name).exists())
             (self.folder / str(step)).rename(self.folder / free)
         barrier(f"aside-{step}")
+
+
+def with_moments(state: TrainState, path: epath.Path, target: TrainState) -> TrainState:
+    """A fresh state with the moments of Adam, and their count, from another run's checkpoint.
+
+    Args:
+      state: the fresh state.
+      path: a step's folder.
+      target: shapes and layouts, as `abstract_state` gives them.
+
+    Raises:
+      UserError: it has none, or they are of another shape.
+    """
+    if not (path / "optimizer").exists():
+        raise UserError(
+            f"checkpoint {path} has no moments, it was imported or cut: train.keep_moments = False"
+        )
+    found = restore(path, optimizer=_beside_params(target))["optimizer"]["moments"]
+    taken = jax.tree.map(
+        lambda new, old: old if isinstance(new, optax.ScaleByAdamState) else new,
+        state.optimizer,
+        found,
+        is_leaf=lambda node: isinstance(node, optax.ScaleByAdamState),
+    )
+    return state._replace(optimizer=taken)
 
 
 def _beside_params(state: TrainState) -> dict[str, Any]:

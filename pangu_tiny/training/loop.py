@@ -17,9 +17,11 @@ from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.model.init import check_scheme
 from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.rounds.index import RoundIndex
+from pangu_tiny.rounds.units import Round
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.topology.mesh import check_divides, make_mesh
-from pangu_tiny.training.checkpoints import Writer
+from pangu_tiny.training.checkpoints import Writer, with_moments
 from pangu_tiny.training.feed import Feed, held_out_nats
 from pangu_tiny.training.optimizer import Optimizer
 from pangu_tiny.training.processes import say
@@ -54,6 +56,10 @@ def train(
     global_batch: int,
     mixture: dict[str, float] | None = None,
     checkpoint: str | None = None,
+    round_index: str | None = None,
+    keep_moments: bool = False,
+    schedule_start: int = 0,
+    schedule_steps: int | None = None,
     init: str = "constant",
     dtype: str = "bfloat16",
     z_loss: float = 0.0,
@@ -78,6 +84,12 @@ def train(
       global_batch: sequences per step, over all devices.
       mixture: weight by source name; None takes every row once per epoch.
       checkpoint: parameters to start from instead of random ones.
+      round_index: workdir of select-batches; trains on what was drawn there instead of on the
+        whole order. `steps`, `seed`, `mixture` and `global_batch` have to be those of the draw.
+      keep_moments: start from the moments of Adam in `checkpoint` as well.
+      schedule_start, schedule_steps: the first step of this run within the schedule of the
+        learning rate, and the length of that schedule, where other runs share it; None is the end
+        of this one.
       init: scheme of the random initialisation, see `model/init.py`.
       dtype: of matrix products and activations, "float32" or "bfloat16"; parameters, norms,
         softmax and loss are float32.
@@ -109,6 +121,13 @@ def train(
     ):
         if value < 1:
             raise UserError(f"train.{name} is {value}, expected at least 1")
+    if schedule_steps is None:
+        schedule_steps = schedule_start + steps
+    if not 0 <= schedule_start <= schedule_steps - steps:
+        raise UserError(
+            f"train.schedule_start {schedule_start} and train.steps {steps} go beyond "
+            f"train.schedule_steps {schedule_steps}"
+        )
     check_scheme(init)
     decoder = Decoder(model, DTYPES[dtype], hardware.attention, hardware.remat, hardware.unroll)
     rows = TokenDataset.open(dataset)
@@ -120,6 +139,12 @@ def train(
     start_from = open_checkpoint(checkpoint) if checkpoint else None
     if start_from:
         _check_start(start_from, model, rows)
+    elif keep_moments:
+        raise UserError("train.keep_moments = True needs train.checkpoint, whose moments are meant")
+    index = RoundIndex.open(round_index) if round_index else None
+    if index:
+        here = Round(rows.digest, seed, mixture, global_batch, index.round.batches)
+        _check_index(index, round_index, here, steps)
     identity = {
         "model": dataclasses.asdict(model),
         "dataset": rows.digest,
@@ -135,13 +160,18 @@ def train(
         "z_loss": z_loss,
         "skip_nonfinite": skip_nonfinite,
         "checkpoint": start_from and start_from.identity,
+        "round_index": index and index.identity,
+        "keep_moments": keep_moments,
+        "schedule": [schedule_start, schedule_steps],
     }
     tokenizer_bytes = rows.tokenizer_bytes()
     profile = Profile(epath.Path(workdir), profile_steps)
     folder = claim_together(workdir, "train", identity)
     _note_hardware(folder, hardware, mesh.size)
     objective = Objective(decoder, rows.begin_id, rows.end_id, hardware.loss_chunk, z_loss)
-    schedule = optimizer.schedule(steps, global_batch * rows.sequence_length)
+    schedule = optimizer.schedule(
+        schedule_steps, global_batch * rows.sequence_length, schedule_start
+    )
     transformation = optimizer.transformation(schedule)
     with jax.set_mesh(mesh):
         writer = Writer(folder / "checkpoints", save_every)
@@ -151,6 +181,8 @@ def train(
         elif start_from:
             params = start_from.params(jax.tree.map(lambda leaf: leaf.sharding, target.params))
             state = init_state(decoder, transformation, init, seed, mesh, params)
+            if keep_moments:
+                state = with_moments(state, start_from.path, target)
         else:
             state = init_state(decoder, transformation, init, seed, mesh)
         start = int(state.step)
@@ -186,6 +218,7 @@ def train(
             mixture=mixture,
             positions=feed.positions,
             start=start,
+            drawn=index and index.drawn(),
         )
 
         def save(count: int) -> None:
@@ -266,6 +299,17 @@ def _check_start(start: Checkpoint, model: ModelShape, rows: TokenDataset) -> No
     ]
     if differences:
         raise UserError(f"checkpoint {start.path} does not fit: {'; '.join(differences)}")
+
+
+def _check_index(index: RoundIndex, path: str, here: Round, steps: int) -> None:
+    """Refuses a round index of another order, or one that `steps` do not go through."""
+    if differences := index.round.differences(here):
+        raise UserError(f"round index {path} was drawn from another round: {differences}")
+    if steps != index.batches:
+        raise UserError(
+            f"train.steps is {steps}, round index {path} holds {index.batches} batches: expected "
+            f"the same"
+        )
 
 
 def _note_hardware(folder: epath.Path, hardware: Hardware, devices: int) -> None:

@@ -128,13 +128,24 @@ class RowLosses:
         self._start, self._records = end, []
 
 
+def row_loss_files(folder: epath.Path) -> dict[tuple[int, int], epath.Path]:
+    """What `RowLosses` wrote below a folder: the files by [first step, first step behind), in
+    order."""
+    place = folder / "row_losses"
+    paths = place.iterdir() if place.exists() else ()
+    found = {_range(path): path for path in paths if path.suffix == ".bin"}
+    return dict(sorted(found.items()))
+
+
+def read_records(path: epath.Path) -> np.ndarray:
+    """The records of one of these files, a structured array of `ROW_DTYPE`."""
+    return np.frombuffer(path.read_bytes(), ROW_DTYPE)
+
+
 def read_row_losses(workdir: str) -> np.ndarray:
     """All rows that a run trained, in order: a structured array of `ROW_DTYPE`."""
-    folder = epath.Path(workdir) / "row_losses"
-    paths = sorted((path for path in folder.iterdir() if path.suffix == ".bin"), key=_range)
-    return np.concatenate(
-        [np.frombuffer(path.read_bytes(), ROW_DTYPE) for path in paths] or [np.empty(0, ROW_DTYPE)]
-    )
+    files = row_loss_files(epath.Path(workdir)).values()
+    return np.concatenate([np.empty(0, ROW_DTYPE), *map(read_records, files)])
 
 
 def _range(path: epath.Path) -> tuple[int, int]:

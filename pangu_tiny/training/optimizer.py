@@ -53,14 +53,16 @@ class Optimizer:
             return self.learning_rate
         return (batch_tokens / self.base_batch_tokens) ** self.rate_exponent * self.base_rate
 
-    def schedule(self, steps: int, batch_tokens: int) -> optax.Schedule:
-        """The rate of step 0 … steps − 1; the last one has final_fraction of the peak."""
+    def schedule(self, steps: int, batch_tokens: int, start: int = 0) -> optax.Schedule:
+        """The rate of each step of a run that begins at step `start` of `steps`, the last of which
+        has final_fraction of the peak."""
         peak = self.peak_rate(batch_tokens)
         warmup = max(1, round(self.warmup_fraction * steps))
 
         def rate(step: jax.Array) -> jax.Array:
-            rising = (step + 1) / warmup
-            progress = jnp.clip((step + 1 - warmup) / max(1, steps - warmup), 0.0, 1.0)
+            done = start + step + 1
+            rising = done / warmup
+            progress = jnp.clip((done - warmup) / max(1, steps - warmup), 0.0, 1.0)
             cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
             falling = self.final_fraction + (1 - self.final_fraction) * cosine
             return peak * jnp.minimum(rising, falling)

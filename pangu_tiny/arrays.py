@@ -1,0 +1,51 @@
+"""Named arrays in one file, with what they are of beside them."""
+
+import json
+import zipfile
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from pangu_tiny.errors import UserError
+from pangu_tiny.workdir import replaced
+
+_ABOUT = "about"
+
+
+def write_arrays(
+    path: epath.Path, arrays: dict[str, np.ndarray], about: dict[str, Any] | None = None
+) -> None:
+    """An npz file that is there whole or not at all; `about`, JSON values, as one more array."""
+    if about is not None:
+        arrays = {**arrays, _ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8)}
+    with replaced(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
+    """Reads what `write_arrays` wrote.
+
+    Raises:
+      UserError: it is something else.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"{path} cannot be read: {error}; remove it to make it again") from error
+
+
+def read_described(path: epath.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """`about`, and the arrays.
+
+    Raises:
+      UserError: there is no such file, or it is something else.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    arrays = read_arrays(path)
+    try:
+        return json.loads(arrays.pop(_ABOUT).tobytes()), arrays
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} does not say what it is of") from error

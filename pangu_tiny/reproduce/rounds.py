@@ -1,0 +1,112 @@
+"""The stage `train-rounds`: a training in several rounds, each on what the model has forgotten."""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+from etils import epath
+
+from pangu_tiny.data.dataset import TokenDataset
+from pangu_tiny.errors import UserError
+from pangu_tiny.reproduce.stages import run, settings
+from pangu_tiny.rounds.score import score_batches
+from pangu_tiny.rounds.select import batches_at, select_batches
+from pangu_tiny.training.loop import Trained, train
+from pangu_tiny.training.optimizer import Optimizer
+from pangu_tiny.training.processes import barrier, say
+
+SCHEDULES = ("shared", "restart")
+
+
+def train_rounds(
+    dataset: str,
+    workdir: str,
+    rounds: int = 2,
+    schedule: str = "shared",
+    restart_fraction: float = 0.5,
+) -> Trained:
+    """Trains, scores what was trained, draws a part of it, and trains on that; again and again.
+
+    Every stage takes its own bindings (`train.steps` and all else of the first round,
+    `score_batches.unit`, `select_batches.rate`, …) and writes a folder of its own below `workdir`:
+    `round_1`, then `scores_2`, `index_2`, `round_2`, and so on. Stopped anywhere, the same command
+    goes on. Every round is drawn from all batches of the first, scored by the model at the end of
+    the round before; it starts from that model and from its moments of Adam.
+
+    Args:
+      dataset: workdir of prepare-data.
+      workdir: the folder for everything.
+      rounds: how many; 2 are the paper's recommendation, a third gained nothing there.
+      schedule: of the learning rate, which the paper does not state. "shared" is one warm-up and
+        one cosine over all rounds; "restart" is one for each round.
+      restart_fraction: with "restart", the peak of a later round as a share of the first's.
+
+    Returns:
+      How far the last round came: `step` < `steps` of the round that SIGTERM or ^C stopped.
+
+    Raises:
+      UserError: of any of the stages.
+    """
+    if rounds < 1:
+        raise UserError(f"train_rounds.rounds is {rounds}, expected at least 1")
+    if schedule not in SCHEDULES:
+        raise UserError(
+            f"train_rounds.schedule is {schedule!r}, expected one of {', '.join(SCHEDULES)}"
+        )
+    if not 0 < restart_fraction <= 1:
+        raise UserError(
+            f"train_rounds.restart_fraction is {restart_fraction}, expected more than 0, at most 1"
+        )
+
+    def below(name: str, number: int) -> str:
+        return os.fspath(epath.Path(workdir) / f"{name}_{number}")
+
+    first = settings(train, dataset=dataset, workdir=below("round", 1))
+    drawing = settings(select_batches, scores="", workdir="")
+    steps, later = first["steps"], batches_at(drawing["rate"], first["steps"])
+    total = steps + (rounds - 1) * later
+    say(f"{total:,} steps in all: {steps:,} in round 1, {later:,} in each of the later ones")
+    shared = {"schedule_steps": total} if schedule == "shared" else {}
+    model = below("round", 1)
+    trained = run(f"round 1 of {rounds}", train, dataset=dataset, workdir=model, **shared)
+    for number in range(2, rounds + 1):
+        if trained.step < trained.steps:
+            break
+        scores, index = below("scores", number), below("index", number)
+        run(
+            f"what round {number} is drawn from",
+            score_batches,
+            checkpoint=model,
+            dataset=dataset,
+            workdir=scores,
+            round_of=below("round", 1),
+        )
+        if jax.process_index() == 0:
+            seed = drawing["seed"] + number - 2
+            run("", select_batches, scores=scores, workdir=index, seed=seed)
+        barrier("selected")
+        if schedule == "shared":
+            shared["schedule_start"] = steps + (number - 2) * later
+        else:
+            shared["optimizer"] = _lower(first, dataset, restart_fraction)
+        before, model = model, below("round", number)
+        trained = run(
+            f"round {number} of {rounds}",
+            train,
+            dataset=dataset,
+            workdir=model,
+            steps=later,
+            checkpoint=before,
+            round_index=index,
+            keep_moments=True,
+            **shared,
+        )
+    return trained
+
+
+def _lower(first: dict[str, Any], dataset: str, fraction: float) -> Optimizer:
+    """The optimizer of the first round with a share of its peak rate."""
+    tokens = first["global_batch"] * TokenDataset.open(dataset).sequence_length
+    peak = fraction * first["optimizer"].peak_rate(tokens)
+    return dataclasses.replace(first["optimizer"], learning_rate=peak)

@@ -1,0 +1,1 @@
+"""Rounds: scoring what a model has seen, and drawing what it is to see again."""

@@ -1,0 +1,124 @@
+"""Draws without replacement, on arrays alone.
+
+The paper draws N₀ of N batches one after another, each time by pᵢ = exp(lᵢ) / Σ exp(lⱼ) among
+those that are left. The N₀ largest of lᵢ / T + Gᵢ, with Gᵢ independent and Gumbel, have that law
+(for T = 1) and need one pass; −G is the logarithm of an exponential variable. All in float64.
+
+Axes: u unit.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from pangu_tiny.errors import UserError
+
+METHODS = ("loss", "uniform", "highest")
+
+
+class Spread(NamedTuple):
+    """How uneven p is: 1 / Σ p² and −Σ p · log p, in nats; both at their largest, the number of
+    units and its logarithm, where p is uniform."""
+
+    effective_units: float
+    entropy: float
+
+
+def draw(
+    losses_u: np.ndarray, count: int, method: str, temperature: float, key: list[int]
+) -> np.ndarray:
+    """Draws `count` units.
+
+    Args:
+      losses_u: float64, finite.
+      count: how many, at most all.
+      method: "loss", by exp(loss / temperature); "uniform"; "highest", those with the highest
+        losses, without chance.
+      temperature: positive; 1 is the paper's.
+      key: seeds; the same ones give the same draw.
+
+    Returns:
+      int64 [count], ascending.
+    """
+    if count == len(losses_u):
+        return np.arange(count)
+    if method == "highest":
+        late_u = np.negative(losses_u)
+    else:
+        late_u = np.random.default_rng(key).standard_exponential(len(losses_u))
+        np.log(late_u, out=late_u)
+        for some in _slices(len(losses_u) if method == "loss" else 0):
+            late_u[some] -= losses_u[some] / temperature
+    drawn = np.argpartition(late_u, count - 1)[:count] if count else np.empty(0, np.int64)
+    drawn.sort()
+    return drawn
+
+
+def draw_parts(
+    losses_u: np.ndarray, count: int, parts: int, method: str, temperature: float, seed: int
+) -> np.ndarray:
+    """`draw` from each of `parts` stretches of a round on its own, from each its share of `count`.
+
+    Returns:
+      int64 [count], ascending.
+
+    Raises:
+      UserError: a part has fewer units with a finite loss than are to be drawn from it.
+    """
+    drawn = []
+    total = len(losses_u)
+    for part, (start, end) in enumerate(bounds(total, parts)):
+        share = count * end // total - count * start // total
+        part_u = losses_u[start:end]
+        finite_u = np.isfinite(part_u)
+        units = None if finite_u.all() else np.flatnonzero(finite_u)
+        if units is not None:
+            part_u = part_u[units]
+        if share > len(part_u):
+            raise UserError(
+                f"{share} of the units {start} to {end - 1} are to be drawn, {len(part_u)} of them "
+                f"have a finite loss: choose a lower select_batches.rate"
+            )
+        found = draw(part_u, share, method, temperature, [seed, part])
+        drawn.append(start + (found if units is None else units[found]))
+    return np.concatenate(drawn)
+
+
+def bounds(units: int, parts: int) -> list[tuple[int, int]]:
+    """First unit of each part, and the first behind it; as equal as can be."""
+    return [(units * part // parts, units * (part + 1) // parts) for part in range(parts)]
+
+
+def clipped(losses_u: np.ndarray, share: float) -> np.ndarray:
+    """The losses, the highest `share` of them brought down to the highest of the others; NaN stays.
+
+    Args:
+      losses_u: float64, finite or NaN.
+    """
+    count = len(losses_u) - int(np.isnan(losses_u).sum())
+    if not (top := int(share * count)):
+        return losses_u
+    kept = count - top - 1
+    return np.minimum(losses_u, np.partition(losses_u, kept)[kept])  # NaN are last
+
+
+def spread(losses_u: np.ndarray, method: str, temperature: float) -> Spread:
+    """Of the p of a first draw by `draw`, over all units together; those that are not finite have
+    none."""
+    peak = np.max(losses_u, initial=-np.inf, where=np.isfinite(losses_u))
+    total = squares = weighted = 0.0
+    for some in _slices(len(losses_u)):
+        part_u = losses_u[some]
+        part_u = part_u[np.isfinite(part_u)]
+        logits_u = (part_u - peak) / temperature if method == "loss" else np.zeros(len(part_u))
+        np.maximum(logits_u, -1e300, out=logits_u)  # 0 · −∞ would be no number
+        weights_u = np.exp(logits_u)
+        total += weights_u.sum()
+        squares += np.dot(weights_u, weights_u)
+        weighted += np.dot(weights_u, logits_u)
+    return Spread(float(total**2 / squares), float(np.log(total) - weighted / total))
+
+
+def _slices(units: int) -> list[slice]:
+    """Stretches small enough that what is computed on the way takes no room."""
+    return [slice(start, start + 2**20) for start in range(0, units, 2**20)]

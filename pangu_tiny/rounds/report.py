@@ -1,0 +1,194 @@
+"""The reports of rounds: what was forgotten, what was drawn."""
+
+import dataclasses
+
+import numpy as np
+from etils import epath
+from matplotlib.figure import Figure
+
+from pangu_tiny.page import page, paragraph, picture, section, table
+from pangu_tiny.rounds.draw import Spread, bounds
+from pangu_tiny.rounds.scores import Scores
+from pangu_tiny.rounds.units import UNITS
+from pangu_tiny.workdir import write_atomically
+
+PARTS = 8
+"""Into how many parts the paper's figure of forgetting cuts a round."""
+
+RUNS_AWAY = 1.5
+"""From which ratio of a source's share on one is warned of it."""
+
+
+def part_means(nats_u: np.ndarray, targets_u: np.ndarray, parts: int) -> np.ndarray:
+    """Nats per target of each part of a round, in order."""
+    return np.array(
+        [
+            nats_u[start:end].sum(dtype=np.float64) / max(1, targets_u[start:end].sum())
+            for start, end in bounds(len(nats_u), parts)
+        ]
+    )
+
+
+def write_forgetting(folder: epath.Path, scores: Scores, seen: np.ndarray | None) -> str:
+    """Writes report.html of score-batches.
+
+    Args:
+      folder: where.
+      scores: what was found.
+      seen: float64 [batches, 2], nats and targets of each batch when it was trained; None where
+        that is not known.
+
+    Returns:
+      The same in a few lines.
+    """
+    parts = min(PARTS, len(scores.nats))
+    now = part_means(scores.nats, scores.targets, parts)
+    lines = {"now": now}
+    if seen is not None:
+        lines = {"when seen": part_means(seen[:, 0], seen[:, 1], parts), **lines}
+    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, means in lines.items():
+        axes.plot(np.arange(1, parts + 1), means, marker="o", ms=4, label=f"loss {name}")
+    axes.set(xlabel="part of the round, in the order of training", ylabel="nats per token")
+    axes.set_xticks(np.arange(1, parts + 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    head = ["part", *(f"loss {name}" for name in lines)]
+    rows = [
+        [str(part + 1), *(f"{means[part]:.4f}" for means in lines.values())]
+        for part in range(parts)
+    ]
+    explained = (
+        f"The batches of the round in {parts} parts, in the order in which they were trained:"
+        " their loss just before they were trained on, and their loss under the model at the end."
+        " Where the loss of the early parts stays above that of the late ones, they were forgotten."
+    )
+    write_atomically(
+        folder / "report.html",
+        page(
+            "What the model has forgotten",
+            section(
+                "Loss by part of the round",
+                paragraph(explained),
+                picture(figure, "loss when seen and now, by part of the round"),
+                table(rows, head),
+            ),
+        ),
+    )
+    return "\n".join(
+        f"  loss {name:<10} " + " ".join(f"{mean:.4f}" for mean in means)
+        for name, means in lines.items()
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Selection:
+    """A draw, and what it was drawn from.
+
+    Attributes:
+      scores: which it follows.
+      losses: float64 [units], what decided: clipped, less the reference.
+      taken: bool [units].
+      spread: of the probabilities.
+      overlap: share of the units that the next seed draws too.
+      excluded: units with a loss that is not finite.
+      parts: that were drawn from on their own.
+    """
+
+    scores: Scores
+    losses: np.ndarray
+    taken: np.ndarray
+    spread: Spread
+    overlap: float
+    excluded: int
+    parts: int
+
+    def sources(self) -> list[tuple[str, float, float]]:
+        """Name, share of the rows of the round, share of the rows drawn."""
+        every = self.scores.rows_by_source()
+        drawn = self.scores.rows_by_source(self.taken)
+        names = self.scores.source_names
+        return list(zip(names, every / every.sum(), drawn / drawn.sum(), strict=True))
+
+    def facts(self) -> dict[str, str]:
+        units, count = len(self.taken), int(self.taken.sum())
+        spread = self.spread
+        taken, left = (self._mean(chosen) for chosen in (self.taken.copy(), ~self.taken))
+        facts = {
+            "drawn": f"{count:,} of {units:,} {UNITS[self.scores.unit]}"
+            + (f", from {self.parts} parts" if self.parts > 1 else ""),
+            "effective number": f"{spread.effective_units:,.0f}, "
+            f"{spread.effective_units / units:.2%} of all",
+            "entropy": f"{spread.entropy:.4f} nats, uniform {np.log(units):.4f}",
+            "mean loss": f"taken {taken:.4f}, left {left:.4f}",
+            "overlap": f"{self.overlap:.2%} of another draw's, uniform {count / units:.2%}",
+        }
+        if self.excluded:
+            facts["excluded"] = f"{self.excluded:,} units whose loss is not finite"
+        for name, before, after in self.sources():
+            facts[f"source {name}"] = f"{before:.2%} of the round's rows, {after:.2%} of the drawn"
+        return facts
+
+    def warnings(self) -> list[str]:
+        return [
+            f"WARNING: source {name} has {after:.1%} of what was drawn, {before:.1%} of the round: "
+            f"a higher temperature, or select_batches.reference, evens that out"
+            for name, before, after in self.sources()
+            if before and not 1 / RUNS_AWAY <= after / before <= RUNS_AWAY
+        ]
+
+    def summary(self) -> str:
+        lines = [f"  {name:<16} {value}" for name, value in self.facts().items()]
+        return "\n".join(lines + self.warnings())
+
+    def _mean(self, chosen: np.ndarray) -> float:
+        chosen &= np.isfinite(self.losses)
+        return float(np.mean(self.losses, where=chosen)) if chosen.any() else np.nan
+
+
+def write_selection(folder: epath.Path, selection: Selection) -> None:
+    """Writes report.html of select-batches."""
+    write_atomically(
+        folder / "report.html",
+        page(
+            "What the next round trains on",
+            table(selection.facts().items()),
+            *map(paragraph, selection.warnings()),
+            section("Losses", picture(_histogram(selection), "losses taken and left")),
+            section(
+                "Where in the round",
+                picture(_places(selection), "share taken by part of the round"),
+            ),
+        ),
+    )
+
+
+def _histogram(selection: Selection) -> Figure:
+    figure = Figure(figsize=(6.5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    losses, finite = selection.losses, np.isfinite(selection.losses)
+    ends = [
+        np.min(losses, initial=np.inf, where=finite),
+        np.max(losses, initial=-np.inf, where=finite),
+    ]
+    edges = np.linspace(*ends, 61)
+    taken = np.histogram(losses[selection.taken & finite], edges)[0]
+    left = np.histogram(losses[~selection.taken & finite], edges)[0]
+    axes.stairs(taken, edges, fill=True, alpha=0.6, label="taken")
+    axes.stairs(taken + left, edges, label="all")
+    axes.set(xlabel="loss that decided, nats per token", ylabel="units")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def _places(selection: Selection) -> Figure:
+    figure = Figure(figsize=(6.5, 2.6), layout="constrained")
+    axes = figure.subplots()
+    parts = bounds(len(selection.taken), min(PARTS, len(selection.taken)))
+    shares = [selection.taken[start:end].mean() for start, end in parts]
+    axes.bar(np.arange(1, len(parts) + 1), shares)
+    axes.set(xlabel="part of the round, in the order of training", ylabel="share taken")
+    axes.grid(alpha=0.3, axis="y")
+    return figure

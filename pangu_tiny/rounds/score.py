@@ -1,0 +1,228 @@
+"""The stage `score-batches`: the loss of everything that a round trained, under a frozen model."""
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from pangu_tiny.checkpoints.read import Checkpoint, open_checkpoint
+from pangu_tiny.data.dataset import TokenDataset
+from pangu_tiny.data.loader import batches
+from pangu_tiny.errors import UserError
+from pangu_tiny.model.decoder import Decoder
+from pangu_tiny.progress import Progress
+from pangu_tiny.rounds.report import write_forgetting
+from pangu_tiny.rounds.scores import SCORES, Scores
+from pangu_tiny.rounds.units import UNITS, Round
+from pangu_tiny.topology.hardware import Hardware
+from pangu_tiny.topology.mesh import batch_shards, check_divides, make_mesh, named_sharding
+from pangu_tiny.training.feed import Feed
+from pangu_tiny.training.loop import DTYPES
+from pangu_tiny.training.metrics import RowLosses, read_records, row_loss_files
+from pangu_tiny.training.processes import barrier, say
+from pangu_tiny.training.step import Objective, param_shardings, score_step
+from pangu_tiny.workdir import claim_together
+
+
+def score_batches(
+    checkpoint: str,
+    dataset: str,
+    workdir: str,
+    hardware: Hardware,
+    unit: str = "batch",
+    round_of: str | None = None,
+    batch_size: int | None = None,
+    dtype: str | None = None,
+    save_minutes: float = 1.0,
+) -> Scores:
+    """Scores every batch of a round, forward only, in the order and grouping of its training.
+
+    Args:
+      checkpoint: the model, a train workdir or a step in it.
+      dataset: workdir of prepare-data; the one that the round was trained on.
+      workdir: the folder to write.
+      hardware: how the work is laid out; free.
+      unit: "batch" for one loss a batch (the paper's), "sequence" for one a row, which differ more.
+      round_of: train workdir, or a step in it, whose first round is scored; None is that of
+        `checkpoint`. A model that is compared with needs it.
+      batch_size: sequences taken at once, over all devices; None takes four times what training
+        does, since nothing is kept for a backward pass.
+      dtype: of matrix products and activations; None is that of the training.
+      save_minutes: minutes between two saves, of which an interrupted run goes on from the last.
+
+    Returns:
+      What was found, as it lies in the workdir.
+
+    Raises:
+      UserError: of the arguments, of a checkpoint or dataset that do not fit, or a workdir of
+        other scores.
+    """
+    if unit not in UNITS:
+        raise UserError(f"score_batches.unit is {unit!r}, expected one of {', '.join(UNITS)}")
+    opened = open_checkpoint(checkpoint)
+    trained = open_checkpoint(round_of) if round_of else opened
+    round_ = Round.of(trained)
+    rows = TokenDataset.open(dataset)
+    dtype = dtype or opened.about.get("dtype", "float32")
+    _check(opened, rows, round_, dtype)
+    mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
+    check_divides(opened.shape, mesh)
+    at_once = batch_size or 4 * hardware.per_device_batch * batch_shards(mesh)
+    feed = Feed(mesh, at_once, at_once, "score_batches.batch_size")
+    folder = claim_together(
+        workdir,
+        "score-batches",
+        {
+            "round": vars(round_),
+            "unit": unit,
+            "model": opened.digest,
+            "dtype": dtype,
+            "batch_size": at_once,
+        },
+    )
+    if not (folder / SCORES).exists():
+        say(f"scoring {round_.batches:,} batches of {round_.global_batch} under {opened.path}")
+        decoder = Decoder(
+            opened.shape, DTYPES[dtype], hardware.attention, hardware.remat, hardware.unroll
+        )
+        objective = Objective(decoder, rows.begin_id, rows.end_id, hardware.loss_chunk)
+        with jax.set_mesh(mesh):
+            _score(opened, objective, rows, round_, feed, mesh, folder, 60 * save_minutes)
+        if jax.process_index() == 0:
+            found = _gather(folder, rows, round_, unit, at_once, opened.digest, dtype)
+            summary = write_forgetting(folder, found, _seen(trained, round_))
+            found.write(folder)
+            say(f"scores {folder}\n{summary}\n  report     {folder / 'report.html'}")
+    barrier("scored")
+    if jax.process_index() == 0 and (folder / "row_losses").exists():
+        (folder / "row_losses").rmtree()
+    return Scores.open(workdir)
+
+
+def _check(opened: Checkpoint, rows: TokenDataset, round_: Round, dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise UserError(f"score_batches.dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if rows.digest != round_.dataset:
+        raise UserError(
+            f"dataset {rows.path} is {rows.digest[:12]}, the round was trained on "
+            f"{round_.dataset[:12]}"
+        )
+    tokenizer = opened.about["identity"]["tokenizer"]
+    if tokenizer != rows.tokenizer_digest:
+        raise UserError(
+            f"dataset {rows.path} was made with tokenizer {rows.tokenizer_digest[:12]}, checkpoint "
+            f"{opened.path} reads {str(tokenizer)[:12]}"
+        )
+    if not opened.takes(rows.sequence_length):
+        raise UserError(
+            f"dataset {rows.path} has rows of {rows.sequence_length} targets, checkpoint "
+            f"{opened.path} takes {opened.about['sequence_length']}"
+        )
+
+
+def _score(
+    opened: Checkpoint,
+    objective: Objective,
+    rows: TokenDataset,
+    round_: Round,
+    feed: Feed,
+    mesh: Mesh,
+    folder: epath.Path,
+    save_seconds: float,
+) -> None:
+    """Leaves the losses of all rows of the round in the folder, as training leaves them, in steps
+    of `feed.rows_at_once`; what is there already is not scored again."""
+    at_once = feed.rows_at_once
+    total = round_.units("sequence")
+    steps = -(-total // at_once)
+    files = row_loss_files(folder)
+    start = max((end for _, end in files), default=0)
+    if start == steps:
+        return
+    score = score_step(objective, mesh)
+    whole = jax.jit(lambda ids_b: ids_b, out_shardings=named_sharding(mesh, ()))
+    params = opened.params(param_shardings(opened.shape, mesh))
+    loader = batches(
+        rows,
+        "train",
+        at_once,
+        round_.seed,
+        mixture=round_.mixture,
+        positions=feed.positions,
+        start=start,
+    )
+    leads = jax.process_index() == 0
+    losses = RowLosses(folder, start) if leads else None
+    saved_at = time.monotonic()
+    pending: tuple[int, Any] | None = None
+
+    def finish() -> None:
+        """Reads the step before the one in flight."""
+        if pending is None:
+            return
+        step, figures = pending
+        row_ids, nats, targets = jax.device_get(figures)
+        count = min(at_once, total - step * at_once)  # the last one goes beyond the round
+        if losses:
+            losses.add(step, row_ids[:count], nats[:count], targets[:count])
+        progress.update(count)
+
+    done = min(total, start * at_once)
+    with Progress("score-batches", total, "row", initial=done) as progress:
+        for step in range(start, steps):
+            batch = feed.place(next(loader), np.zeros(2, bool))
+            found = score(params, batch.rows_abt[0])
+            finish()
+            pending = step, (whole(batch.row_ids_ab[0]), *found)
+            if losses and time.monotonic() - saved_at > save_seconds:
+                losses.flush(step)
+                saved_at = time.monotonic()
+        finish()
+        if losses:
+            losses.flush(steps)
+
+
+def _gather(
+    folder: epath.Path,
+    rows: TokenDataset,
+    round_: Round,
+    unit: str,
+    at_once: int,
+    model: str,
+    dtype: str,
+) -> Scores:
+    """Adds the losses of the rows up by unit; the same bits wherever it was interrupted."""
+    units, size = round_.units(unit), round_.rows(unit)
+    several = unit == "batch"
+    nats = np.zeros(units, np.float64 if several else np.float32)
+    targets = np.zeros(units, np.int64 if several else np.int32)
+    sources = np.zeros(
+        (units, len(rows.sources)) if several else units, np.int32 if several else np.int16
+    )
+    for (start, _), path in row_loss_files(folder).items():
+        records = read_records(path)
+        unit_of = (start * at_once + np.arange(len(records))) // size
+        source_of = rows.source_ids("train", records["row"])
+        np.add.at(nats, unit_of, records["nats"])
+        np.add.at(targets, unit_of, records["targets"])
+        np.add.at(
+            sources, (unit_of, source_of) if several else unit_of, 1 if several else source_of
+        )
+    return Scores(round_, unit, model, dtype, rows.sources, nats, targets, sources)
+
+
+def _seen(trained: Checkpoint, round_: Round) -> np.ndarray | None:
+    """[batches, 2], nats and targets of each batch of the round when it was trained; None where
+    the run's losses are not there, or are of another round."""
+    if "round_index" in trained.about["identity"] and trained.about["identity"]["round_index"]:
+        return None
+    found = np.zeros((round_.batches, 2))
+    for _, path in row_loss_files(trained.path.parent.parent).items():
+        records = read_records(path)
+        records = records[records["step"] < round_.batches]
+        np.add.at(found[:, 0], records["step"], records["nats"])
+        np.add.at(found[:, 1], records["step"], records["targets"])
+    return found if found[:, 1].all() else None

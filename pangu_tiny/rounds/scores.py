@@ -1,0 +1,101 @@
+"""What score-batches found, as it lies on disk.
+
+A folder of score-batches holds
+
+    scores.npz    nats [units] and targets [units]: the sum of the losses of each unit, and of how
+                  many targets it is. float64 and int64 for batches, float32 and int32 for sequences
+                  sources: rows of each source in each batch, int32 [units, sources], or the source
+                  of each sequence, int16 [units]
+                  about: JSON: the round, the unit, digests of the model, names of the sources
+    report.html   forgetting, as a picture
+"""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from pangu_tiny.arrays import read_described, write_arrays
+from pangu_tiny.errors import UserError
+from pangu_tiny.rounds.units import Round
+
+SCORES = "scores.npz"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scores:
+    """The losses of a round under one model.
+
+    Attributes:
+      round, unit: what was scored.
+      model: digest of the checkpoint.
+      dtype: of its matrix products.
+      source_names: of the dataset.
+      nats, targets, sources: as in scores.npz.
+    """
+
+    round: Round
+    unit: str
+    model: str
+    dtype: str
+    source_names: list[str]
+    nats: np.ndarray
+    targets: np.ndarray
+    sources: np.ndarray
+
+    @classmethod
+    def open(cls, folder: str) -> "Scores":
+        """Reads a workdir of score-batches.
+
+        Raises:
+          UserError: it is none, or was not finished.
+        """
+        path = epath.Path(folder) / SCORES
+        if not path.exists():
+            raise UserError(
+                f"scores {folder} has no {SCORES}; expected a folder that score-batches finished"
+            )
+        about, arrays = read_described(path)
+        try:
+            found = cls(**{**about, "round": Round(**about["round"])}, **arrays)
+        except (TypeError, KeyError) as error:
+            raise UserError(f"{path} is not what score-batches writes: {error}") from error
+        wanted = found.round.units(found.unit)
+        if not len(found.nats) == len(found.targets) == len(found.sources) == wanted:
+            raise UserError(f"{path} has {len(found.nats):,} units, its round {wanted:,}")
+        return found
+
+    def write(self, folder: epath.Path) -> None:
+        arrays = {name: getattr(self, name) for name in ("nats", "targets", "sources")}
+        write_arrays(folder / SCORES, arrays, self.about)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {
+            "round": dataclasses.asdict(self.round),
+            "unit": self.unit,
+            "model": self.model,
+            "dtype": self.dtype,
+            "source_names": self.source_names,
+        }
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what was scored, how, and what came out."""
+        facts = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode())
+        for array in (self.nats, self.targets):
+            facts.update(np.ascontiguousarray(array))
+        return facts.hexdigest()
+
+    def losses(self) -> np.ndarray:
+        """float64 [units], nats per target."""
+        return np.divide(self.nats, np.maximum(1, self.targets), dtype=np.float64)
+
+    def rows_by_source(self, units: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """int64 [sources], rows among some of the units."""
+        if self.sources.ndim == 2:
+            return self.sources[units].sum(axis=0, dtype=np.int64)
+        return np.bincount(self.sources[units], minlength=len(self.source_names))

@@ -1,0 +1,177 @@
+"""The stage `select-batches`: the losses of a round to the units that the next one trains on."""
+
+import math
+import sys
+
+import numpy as np
+
+from pangu_tiny.errors import UserError
+from pangu_tiny.rounds import report
+from pangu_tiny.rounds.draw import METHODS, clipped, draw_parts, spread
+from pangu_tiny.rounds.index import INDEX, RoundIndex
+from pangu_tiny.rounds.scores import Scores
+from pangu_tiny.workdir import claim
+
+ORDERS = ("shuffled", "kept")
+NONFINITE = ("refuse", "exclude")
+
+
+def select_batches(
+    scores: str,
+    workdir: str,
+    rate: float = 0.5,
+    method: str = "loss",
+    temperature: float = 1.0,
+    parts: int = 1,
+    reference: str | None = None,
+    clip: float = 0.0,
+    order: str = "shuffled",
+    nonfinite: str = "refuse",
+    seed: int = 0,
+) -> RoundIndex:
+    """Draws units of a round without replacement, by their losses (P1, multiple-round training).
+
+    Args:
+      scores: workdir of score-batches.
+      workdir: the folder to write.
+      rate: share of the round's batches that is drawn, N₀ / N; the paper recommends a half.
+      method: "loss", with p = exp(loss / temperature) / Σ (the paper's, where the temperature is
+        1); "uniform", for comparison; "highest", the units with the highest losses.
+      temperature: the smaller, the more the losses decide. Losses of large batches hardly differ,
+        so that the paper's draw is close to a uniform one; see the effective number of units that
+        is printed.
+      parts: stretches of the round of which each is drawn from on its own. The paper's repository
+        knows none; second-hand notes have 8.
+      reference: workdir of score-batches with another model, of the same round and unit, whose
+        losses are subtracted: what it finds hard too is not forgotten but noise. Not in the paper.
+      clip: share of the units whose losses, the highest ones, are brought down to the highest of
+        the others. Not in the paper.
+      order: "shuffled" serves what was drawn in another order, "kept" in that of the round. Not
+        stated in the paper: shuffled, so that no part of the corpus comes last in every round.
+      nonfinite: "refuse" units whose loss is NaN or infinite, or "exclude" them from the draw.
+      seed: of the draw and of the order.
+
+    Returns:
+      The index, as it lies in the workdir.
+
+    Raises:
+      UserError: of the arguments, of scores that are damaged or do not belong together, or of
+        losses that are not finite.
+    """
+    _check(rate, method, temperature, parts, clip, order, nonfinite, seed)
+    found = Scores.open(scores)
+    losses_u = found.losses()
+    other = Scores.open(reference) if reference else None
+    if other:
+        _check_reference(found, other)
+        losses_u -= other.losses()
+    round_ = found.round
+    batches = batches_at(rate, round_.batches)
+    if parts > round_.units(found.unit):
+        raise UserError(f"select_batches.parts is {parts}, the round has {len(losses_u)} units")
+    if bad := np.flatnonzero(~np.isfinite(losses_u)).tolist():
+        if nonfinite == "refuse":
+            shown = ", ".join(map(str, bad[:10])) + (", …" if len(bad) > 10 else "")
+            raise UserError(
+                f"scores {scores}: the loss of {found.unit} {shown} is NaN or infinite "
+                f"({len(bad):,} in all); select_batches.nonfinite = 'exclude' leaves them out"
+            )
+        losses_u[bad] = np.nan
+    losses_u = clipped(losses_u, clip)
+    how = {
+        "scores": found.digest,
+        "reference": other and other.digest,
+        "rate": rate,
+        "method": method,
+        "temperature": temperature,
+        "parts": parts,
+        "clip": clip,
+        "order": order,
+        "nonfinite": nonfinite,
+        "seed": seed,
+    }
+    folder = claim(workdir, "select-batches", how)
+    if (folder / INDEX).exists():
+        return RoundIndex.open(workdir)
+    count = batches * round_.global_batch // round_.rows(found.unit)
+    drawn = draw_parts(losses_u, count, parts, method, temperature, seed)
+    taken = np.zeros(len(losses_u), bool)
+    taken[drawn] = True
+    again = taken[draw_parts(losses_u, count, parts, method, temperature, seed + 1)].mean()
+    units = (
+        np.random.default_rng([seed, parts]).permutation(drawn) if order == "shuffled" else drawn
+    )
+    index = RoundIndex(round_, found.unit, units, how)
+    facts = report.Selection(
+        scores=found,
+        losses=losses_u,
+        taken=taken,
+        spread=spread(losses_u, method, temperature),
+        overlap=float(again),
+        excluded=len(bad),
+        parts=parts,
+    )
+    report.write_selection(folder, facts)
+    index.write(folder)
+    print(
+        f"round index {folder}: {index.batches:,} of {round_.batches:,} batches\n{facts.summary()}"
+    )
+    return index
+
+
+def batches_at(rate: float, batches: int) -> int:
+    """How many batches a draw at this rate has.
+
+    Raises:
+      UserError: a rate that is none, or none is left.
+    """
+    if not 0 < rate <= 1:
+        raise UserError(f"select_batches.rate is {rate}, expected more than 0, at most 1")
+    if not (drawn := round(rate * batches)):
+        raise UserError(f"select_batches.rate {rate} of {batches} batches leaves none")
+    return drawn
+
+
+def _check(
+    rate: float,
+    method: str,
+    temperature: float,
+    parts: int,
+    clip: float,
+    order: str,
+    nonfinite: str,
+    seed: int,
+) -> None:
+    batches_at(rate, sys.maxsize)
+    for name, value, known in (
+        ("method", method, METHODS),
+        ("order", order, ORDERS),
+        ("nonfinite", nonfinite, NONFINITE),
+    ):
+        if value not in known:
+            raise UserError(
+                f"select_batches.{name} is {value!r}, expected one of {', '.join(known)}"
+            )
+    for name, value, fits, wanted in (
+        ("temperature", temperature, 0 < temperature < math.inf, "a positive number"),
+        ("parts", parts, parts >= 1, "at least 1"),
+        ("clip", clip, 0 <= clip < 1, "0 to below 1"),
+        ("seed", seed, seed >= 0, "0 or more"),
+    ):
+        if not fits:
+            raise UserError(f"select_batches.{name} is {value}, expected {wanted}")
+
+
+def _check_reference(scores: Scores, reference: Scores) -> None:
+    if scores.unit != reference.unit:
+        raise UserError(
+            f"select_batches.reference has scores of a {reference.unit}, select_batches.scores of "
+            f"a {scores.unit}: expected the same unit"
+        )
+    if differences := reference.round.differences(scores.round):
+        raise UserError(f"select_batches.reference scored another round: {differences}")
+    if scores.model == reference.model:
+        raise UserError(
+            "select_batches.reference is of the same model as select_batches.scores, which leaves "
+            "0 of every loss: expected another one"
+        )

@@ -1,0 +1,74 @@
+"""What a round is, and the units that it is scored and drawn in."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from pangu_tiny.errors import UserError
+
+if TYPE_CHECKING:
+    from pangu_tiny.checkpoints.read import Checkpoint
+
+UNITS = {"batch": "batches", "sequence": "sequences"}
+"""What a round may be scored and drawn in, and what several are called."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """The batches 0 … `batches` − 1 that a run trained, of one order of one dataset.
+
+    A unit is one of these batches, or one of their sequences; unit i is what stands at place i of
+    the order, counted in units.
+
+    Attributes:
+      dataset: digest.
+      seed, mixture, global_batch: of the order, see `data/loader.py`.
+      batches: how many.
+    """
+
+    dataset: str
+    seed: int
+    mixture: dict[str, float] | None
+    global_batch: int
+    batches: int
+
+    @classmethod
+    def of(cls, checkpoint: "Checkpoint") -> "Round":
+        """The first round of the run that made a checkpoint: of a later round, that from which its
+        units were drawn.
+
+        Raises:
+          UserError: it was imported or cut, and not trained since.
+        """
+        identity = checkpoint.about["identity"]
+        if index := identity.get("round_index"):
+            return cls(**index["round"])
+        if "global_batch" not in identity:
+            raise UserError(
+                f"checkpoint {checkpoint.path} was not trained, and has no batches to score; "
+                f"score_batches.round_of says whose are meant"
+            )
+        return cls(
+            **{name: identity[name] for name in ("dataset", "seed", "mixture", "global_batch")},
+            batches=checkpoint.about["step"],
+        )
+
+    def rows(self, unit: str) -> int:
+        """How many rows a unit has."""
+        return self.global_batch if unit == "batch" else 1
+
+    def units(self, unit: str) -> int:
+        """How many units there are."""
+        return self.batches if unit == "batch" else self.batches * self.global_batch
+
+    def differences(self, other: "Round") -> str:
+        """What differs, as 'name is X there, Y here', here being `other`; '' where nothing does."""
+        there, here = dataclasses.asdict(self), dataclasses.asdict(other)
+        return "; ".join(
+            f"{name} is {_short(there[name])} there, {_short(here[name])} here"
+            for name in there
+            if there[name] != here[name]
+        )
+
+
+def _short(value: Any) -> Any:
+    return value[:12] if isinstance(value, str) else value

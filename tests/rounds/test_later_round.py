@@ -1,0 +1,130 @@
+"""train with a round index: exactly what was drawn, where the round before left off."""
+
+import numpy as np
+import pytest
+import tiny_runs
+
+from pangu_tiny.data.dataset import TokenDataset
+from pangu_tiny.data.loader import row_order
+from pangu_tiny.errors import UserError
+from pangu_tiny.rounds.index import RoundIndex
+from pangu_tiny.rounds.select import select_batches
+from pangu_tiny.rounds.units import Round
+from pangu_tiny.training.metrics import read_row_losses
+from pangu_tiny.training.optimizer import Optimizer
+
+STEPS, BATCH = 12, tiny_runs.SETTINGS["global_batch"]
+
+
+@pytest.fixture(scope="module")
+def by_batch(scored, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("index") / "index"
+    return str(folder), select_batches(str(scored), str(folder))
+
+
+@pytest.fixture(scope="module")
+def by_sequence(score, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("by_sequence")
+    score(folder / "scores", unit="sequence")
+    found = select_batches(str(folder / "scores"), str(folder / "index"), temperature=0.1)
+    return str(folder / "index"), found
+
+
+def later(dataset, trained, workdir, index, **changes):
+    settings = {"steps": STEPS // 2, "checkpoint": trained, "round_index": index} | changes
+    return tiny_runs.run(dataset, workdir, **settings)
+
+
+def places(index):
+    """Places in the order of the first round, in the order in which they are to be trained."""
+    if index.unit == "sequence":
+        return index.units
+    return (index.units[:, None] * BATCH + np.arange(BATCH)).reshape(-1)
+
+
+@pytest.mark.parametrize("unit", ["by_batch", "by_sequence"])
+def test_exactly_what_was_drawn_is_trained(dataset, trained, tmp_path, unit, request):
+    """Row by row, in the order of the index, across an interruption."""
+    folder, index = request.getfixturevalue(unit)
+    later(dataset, trained, tmp_path / "whole", folder)
+    order = row_order(TokenDataset.open(dataset), "train", 0)
+    found = read_row_losses(str(tmp_path / "whole"))["row"]
+    assert found.tolist() == [order[int(place)] for place in places(index)]
+
+
+def test_a_round_is_what_one_run_over_both_would_be(dataset, trained, tmp_path):
+    """Moments, their count and the schedule go on: a first round and all of it once more give the
+    bits of a run that was told to go through the same batches twice."""
+    order = Round(TokenDataset.open(dataset).digest, 0, None, BATCH, STEPS)
+    every = np.arange(STEPS)
+    for name, units in (("once", every), ("twice", np.tile(every, 2))):
+        (tmp_path / name).mkdir()
+        RoundIndex(order, "batch", units, {}).write(tmp_path / name)
+    tiny_runs.run(
+        dataset, tmp_path / "one_run", steps=2 * STEPS, round_index=str(tmp_path / "twice")
+    )
+    later(
+        dataset,
+        trained,
+        tmp_path / "round_2",
+        str(tmp_path / "once"),
+        steps=STEPS,
+        keep_moments=True,
+        schedule_start=STEPS,
+        schedule_steps=2 * STEPS,
+    )
+    found = tiny_runs.state_of(tmp_path / "round_2", STEPS)
+    expected = tiny_runs.state_of(tmp_path / "one_run", 2 * STEPS)
+    counters = [name for name in found if found[name].ndim == 0]
+    assert len(counters) == 4  # Adam's and the schedule's count, step, skipped
+    for name in counters:
+        del expected[name]
+        count = found.pop(name)
+        assert count in (0, STEPS, 2 * STEPS)
+    tiny_runs.assert_same_bits(found, expected)
+
+
+def test_without_its_moments_a_round_is_another_one(dataset, trained, by_batch, tmp_path):
+    folder, _ = by_batch
+    for name, keep in (("fresh", False), ("kept", True)):
+        later(dataset, trained, tmp_path / name, folder, keep_moments=keep)
+    fresh, kept = (tiny_runs.state_of(tmp_path / name, STEPS // 2) for name in ("fresh", "kept"))
+    assert any((fresh[name] != kept[name]).any() for name in fresh if name.startswith("params"))
+
+
+def test_a_schedule_is_shared_between_runs():
+    whole = Optimizer().schedule(40, 1000)
+    part = Optimizer().schedule(40, 1000, start=25)
+    np.testing.assert_array_equal(
+        [part(step) for step in range(15)], [whole(step) for step in range(25, 40)]
+    )
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"steps": 5}, "train.steps is 5, round index .* holds 6 batches"),
+        ({"global_batch": 16}, "global_batch is 8 there, 16 here"),
+        ({"seed": 1}, "seed is 0 there, 1 here"),
+        ({"mixture": {"text": 1.0}}, "mixture is None there, {'text': 1.0} here"),
+        ({"dataset": "other"}, "dataset is [0-9a-f]{12} there, [0-9a-f]{12} here"),
+        ({"index": "nowhere"}, "round index nowhere has no round_index.npz"),
+        ({"schedule_start": -1}, "schedule_start -1 and train.steps 6 go beyond"),
+        ({"schedule_steps": 5}, "go beyond train.schedule_steps 5"),
+        ({"checkpoint": None, "keep_moments": True}, "keep_moments = True needs train.checkpoint"),
+    ],
+)
+def test_mistakes_are_named(dataset, trained, by_batch, tmp_path, changes, said):
+    folder, _ = by_batch
+    if changes.get("dataset"):
+        changes = {"checkpoint": None}  # which would be refused for its tokenizer
+        dataset = tiny_runs.prepare(tmp_path / "other", held_out_fraction=0.2)
+    with pytest.raises(UserError, match=said):
+        later(dataset, trained, tmp_path / "run", **{"index": folder, **changes})
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_index_is_another_run(dataset, trained, by_batch, by_sequence, tmp_path):
+    later(dataset, trained, tmp_path / "run", by_batch[0])
+    with pytest.raises(UserError, match=r"holds another run: round_index\.digest is"):
+        later(dataset, trained, tmp_path / "run", by_sequence[0])

@@ -1,0 +1,178 @@
+"""score-batches: the losses of a round, in the very grouping of its training."""
+
+import pathlib
+import shutil
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny_runs
+
+from pangu_tiny.checkpoints.read import open_checkpoint
+from pangu_tiny.data.dataset import TokenDataset
+from pangu_tiny.data.loader import batches
+from pangu_tiny.errors import UserError
+from pangu_tiny.model.decoder import Decoder
+from pangu_tiny.rounds.scores import SCORES, Scores
+from pangu_tiny.topology.hardware import Hardware
+from pangu_tiny.training import metrics
+from pangu_tiny.training.step import Objective
+
+STEPS, BATCH = 12, tiny_runs.SETTINGS["global_batch"]
+ROWS = STEPS * BATCH
+
+
+@pytest.fixture(scope="module")
+def expected(dataset, trained):
+    """Nats and targets of every row of the round, on one device, a batch of training at a time."""
+    opened = open_checkpoint(trained)
+    rows = TokenDataset.open(dataset)
+    objective = Objective(Decoder(opened.shape), rows.begin_id, rows.end_id, 64)
+    params = opened.params()
+    loader = batches(rows, "train", BATCH, seed=0)
+    losses = jax.jit(lambda rows_bt: objective(params, rows_bt)[0].rows_b)
+    nats, row_ids = [], []
+    for _ in range(STEPS):
+        batch = next(loader)
+        nats.append(np.asarray(losses(batch["rows"])))
+        row_ids.append(batch["row_ids"])
+    return np.array(nats), tiny_runs.targets_of(dataset, np.concatenate(row_ids)).reshape(STEPS, -1)
+
+
+def command(dataset, trained, workdir, hardware):
+    bindings = {f"Hardware.{name}": value for name, value in vars(hardware).items()}
+    bindings |= {f"score_batches.{name}": value for name, value in {
+        "dataset": dataset, "checkpoint": trained, "workdir": workdir, "batch_size": 16,
+    }.items()}  # fmt: skip
+    flags = [f"--gin.{name}={value}" for name, value in bindings.items()]
+    return [sys.executable, "-m", "pangu_tiny", "score-batches", *flags]
+
+
+def assert_close(found, nats, targets):
+    np.testing.assert_array_equal(found.targets, targets)
+    np.testing.assert_allclose(found.losses(), nats / targets, atol=1e-5, rtol=0)
+
+
+def test_every_batch_has_its_loss(scored, expected):
+    """Sequences at once are not those of the training: 4 × 16 × 4 shards, more than the round."""
+    found = Scores.open(str(scored))
+    nats, targets = expected
+    assert found.unit == "batch" and found.nats.dtype == np.float64
+    assert_close(found, nats.sum(axis=1), targets.sum(axis=1))
+    assert found.rows_by_source().tolist() == [ROWS]
+    assert not (scored / "row_losses").exists()
+
+
+def test_every_sequence_has_its_loss(score, expected, tmp_path):
+    found = score(tmp_path / "scores", unit="sequence", batch_size=20)
+    nats, targets = expected
+    assert_close(found, nats.reshape(-1), targets.reshape(-1))
+    assert found.sources.tolist() == [0] * ROWS
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_one_device_and_two_processes_find_the_same(dataset, trained, scored, tmp_path, processes):
+    workdir = tmp_path / "scores"
+    if processes == 1:
+        argv = command(dataset, trained, workdir, Hardware())
+        children = [tiny_runs.start(argv, 1, tmp_path / "log0")]
+    else:
+        argv = command(dataset, trained, workdir, tiny_runs.EIGHT)
+        children = tiny_runs.start_together(argv, tmp_path)
+    codes = [child.wait() for child in children]
+    assert codes == [0] * processes, (tmp_path / "log0").read_text()
+    found, expected = Scores.open(str(workdir)), Scores.open(str(scored))
+    assert_close(found, expected.nats, expected.targets)
+
+
+def test_an_interrupted_scoring_goes_on_to_the_same_bits(score, tmp_path, monkeypatch):
+    whole = score(tmp_path / "whole", batch_size=16)
+    interrupted = {"batch_size": 16, "save_minutes": 0.0}
+
+    class Stopped(Exception):
+        pass
+
+    add = metrics.RowLosses.add
+
+    def stop(self, step, *rest):
+        if step == 4:
+            raise Stopped
+        add(self, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.RowLosses, "add", stop)
+        with pytest.raises(Stopped):
+            score(tmp_path / "scores", **interrupted)
+    assert not (tmp_path / "scores" / SCORES).exists()
+    begun = metrics.row_loss_files(tmp_path / "scores")
+    assert max(end for _, end in begun) == 4
+    seen = []
+
+    def watch(self, step, *rest):
+        seen.append(step)
+        add(self, step, *rest)
+
+    monkeypatch.setattr(metrics.RowLosses, "add", watch)
+    found = score(tmp_path / "scores", **interrupted)
+    assert seen == [4, 5], "what was scored is scored again"
+    assert found.digest == whole.digest
+
+
+def test_forgetting_is_drawn_from_what_training_saw(scored, trained, capsys, score, tmp_path):
+    """Losses when seen are those that the run wrote down."""
+    page = (scored / "report.html").read_text()
+    assert "data:image/png" in page and "<th>loss when seen" in page
+    records = metrics.read_row_losses(trained)
+    first = records[records["step"] < STEPS // 8]
+    assert len(first) == BATCH
+    assert f"{first['nats'].sum() / first['targets'].sum():.4f}" in page
+    lost = tmp_path / "lost"
+    shutil.copytree(trained, lost)
+    shutil.rmtree(lost / "row_losses")
+    score(tmp_path / "scores", checkpoint=str(lost))
+    assert "<th>loss when seen" not in (tmp_path / "scores" / "report.html").read_text()
+
+
+def test_another_model_scores_the_round_of_this_one(score, dataset, trained, scored, tmp_path):
+    """As a reference: its own round is a shorter one."""
+    tiny_runs.run(dataset, tmp_path / "other", steps=2, seed=5)
+    found = score(tmp_path / "scores", checkpoint=str(tmp_path / "other"), round_of=trained)
+    expected = Scores.open(str(scored))
+    assert found.round == expected.round and found.model != expected.model
+    np.testing.assert_array_equal(found.targets, expected.targets)
+    assert (found.nats != expected.nats).all()
+
+
+def test_what_is_done_is_not_done_again(score, scored, monkeypatch):
+    monkeypatch.setattr("pangu_tiny.rounds.score.score_step", None)
+    assert score(scored).round.batches == STEPS
+
+
+@pytest.fixture(scope="module")
+def other_rows(tmp_path_factory):
+    return tiny_runs.prepare(tmp_path_factory.mktemp("other"), sequence_length=16)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"unit": "token"}, "unit is 'token', expected one of batch, sequence"),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"batch_size": 6}, "score_batches.batch_size 6 is not divisible by"),
+        ({"checkpoint": "nowhere"}, "no checkpoint there"),
+        ({"dataset": "nowhere"}, "has no dataset.json"),
+        ({"dataset": "other"}, "the round was trained on"),
+    ],
+)
+def test_mistakes_are_named(score, other_rows, tmp_path, changes, said):
+    if changes.get("dataset") == "other":
+        changes = {"dataset": other_rows}
+    with pytest.raises(UserError, match=said):
+        score(tmp_path / "scores", **changes)
+    assert not (tmp_path / "scores").exists()
+
+
+def test_other_scores_and_models_without_a_round_are_refused(score, scored, trained, tmp_path):
+    with pytest.raises(UserError, match=r"holds another run: .*model is"):
+        score(scored, checkpoint=str(pathlib.Path(trained) / "checkpoints" / "10"))

@@ -1,0 +1,125 @@
+"""train-rounds: all rounds by one command, that may be stopped anywhere. Real processes, killed."""
+
+import os
+import random
+import signal
+
+import numpy as np
+import pytest
+import tiny_runs
+
+from pangu_tiny.errors import UserError
+from pangu_tiny.reproduce.rounds import train_rounds
+from pangu_tiny.rounds.index import RoundIndex
+from pangu_tiny.rounds.scores import Scores
+from pangu_tiny.topology.hardware import Hardware
+from pangu_tiny.training.metrics import read_metrics, read_row_losses
+from pangu_tiny.workdir import read_identity
+
+STEPS, LATER = 8, 4
+KILLS = 3
+BINDINGS = {
+    "train_rounds.rounds": 3,
+    "score_batches.batch_size": 8,
+    "score_batches.save_minutes": 0,
+}
+
+
+def command(dataset, workdir):
+    argv = tiny_runs.command(dataset, "", Hardware(), steps=STEPS, save_every=2)
+    bindings = {
+        **BINDINGS,
+        "train_rounds.dataset": dataset,
+        "train_rounds.workdir": workdir,
+    }
+    argv[argv.index("train")] = "train-rounds"
+    return argv + [f"--gin.{name}={value}" for name, value in bindings.items()]
+
+
+@pytest.fixture(scope="module")
+def finished(dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rounds")
+    process = tiny_runs.start(command(dataset, folder / "rounds"), 1, folder / "log")
+    assert process.wait() == 0, (folder / "log").read_text()
+    return folder / "rounds"
+
+
+def outcome(workdir):
+    """All that a round leaves to the next, and to the user."""
+    found = {}
+    for number, steps in ((1, STEPS), (2, LATER), (3, LATER)):
+        run = workdir / f"round_{number}"
+        found |= {f"{number}{name}": x for name, x in tiny_runs.state_of(run, steps).items()}
+        found[f"{number}losses"] = read_row_losses(str(run))
+    for number in (2, 3):
+        scores = Scores.open(str(workdir / f"scores_{number}"))
+        found[f"{number}nats"], found[f"{number}targets"] = scores.nats, scores.targets
+        found[f"{number}units"] = RoundIndex.open(str(workdir / f"index_{number}")).units
+    return found
+
+
+def test_each_round_goes_on_where_the_one_before_left_off(finished):
+    """Scores are those of the first round's batches under the newest model; one cosine over all."""
+    identities = {number: read_identity(finished / f"round_{number}") for number in (1, 2, 3)}
+    assert [one["schedule"] for one in identities.values()] == [[0, 16], [8, 16], [12, 16]]
+    assert identities[3]["checkpoint"]["identity"] == {
+        name: value for name, value in identities[2].items() if name != "stage"
+    }
+    scores = [Scores.open(str(finished / f"scores_{number}")) for number in (2, 3)]
+    assert scores[0].round == scores[1].round and scores[0].round.batches == STEPS
+    assert scores[0].model != scores[1].model
+    units = [RoundIndex.open(str(finished / f"index_{number}")).units for number in (2, 3)]
+    assert [len(one) for one in units] == [LATER, LATER]
+    rates = [
+        line["learning_rate"]
+        for number in (1, 2, 3)
+        for line in read_metrics(str(finished / f"round_{number}"))
+        if "loss" in line
+    ]
+    assert len(rates) == 16 and (np.diff(rates)[1:] < 0).all() and rates[-1] < 0.11 * rates[0]
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_bits(dataset, finished, tmp_path):
+    """SIGKILL after a random number of new files, again and again."""
+    workdir, log = tmp_path / "rounds", tmp_path / "log"
+    argv = command(dataset, workdir)
+
+    def files():
+        return {f"{folder}/{name}" for folder, _, names in os.walk(workdir) for name in names}
+
+    for _ in range(KILLS):
+        process, before = tiny_runs.start(argv, 1, log), files()
+        last = random.randrange(1, 120)
+        while process.poll() is None and len(files() - before) < last:
+            pass
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() in (0, -signal.SIGKILL), log.read_text()
+    process = tiny_runs.start(argv, 1, log)
+    assert process.wait() == 0, log.read_text()
+    tiny_runs.assert_same_bits(outcome(workdir), outcome(finished))
+
+
+def test_rounds_may_restart_the_schedule(dataset, tmp_path):
+    workdir, log = tmp_path / "rounds", tmp_path / "log"
+    changes = {"rounds": 2, "schedule": "restart", "restart_fraction": 0.25}
+    flags = [f"--gin.train_rounds.{name}={value}" for name, value in changes.items()]
+    assert tiny_runs.start(command(dataset, workdir) + flags, 1, log).wait() == 0, log.read_text()
+    assert "12 steps in all: 8 in round 1, 4 in each of the later ones" in log.read_text()
+    first, second = (read_identity(workdir / f"round_{number}") for number in (1, 2))
+    assert (first["schedule"], second["schedule"]) == ([0, STEPS], [0, LATER])
+    assert second["optimizer"]["learning_rate"] == 0.25 * tiny_runs.RATE
+    assert second["keep_moments"] and not first["keep_moments"]
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"rounds": 0}, "rounds is 0, expected at least 1"),
+        ({"schedule": "x"}, "schedule is 'x', expected one of shared, restart"),
+        ({"restart_fraction": 0.0}, "restart_fraction is 0.0"),
+    ],
+)
+def test_mistakes_are_named(dataset, tmp_path, changes, said):
+    with pytest.raises(UserError, match=said):
+        train_rounds(dataset, str(tmp_path / "rounds"), **changes)
+    assert not (tmp_path / "rounds").exists()
