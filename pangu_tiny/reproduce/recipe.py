@@ -15,16 +15,17 @@ from pangu_tiny.evaluation.generate import generate
 from pangu_tiny.evaluation.perplexity import evaluate
 from pangu_tiny.reproduce.corpus import write_python_library
 from pangu_tiny.reproduce.report import Sample, write_report
+from pangu_tiny.reproduce.rounds import train_rounds
 from pangu_tiny.reproduce.stages import run
 from pangu_tiny.tokenizer.compress import compress_tokenizer
 from pangu_tiny.tokenizer.counting import count_tokens
-from pangu_tiny.training.loop import train
 
 
 def reproduce(
     workdir: str, text: Text | None = None, prompts: list[str] | None = None
 ) -> dict[str, Any]:
-    """Cuts a tokenizer, prepares text, trains, evaluates, draws samples, writes `report.html`.
+    """Cuts a tokenizer, prepares text, trains in rounds, evaluates, draws samples, and writes
+    `report.html`.
 
     The big tokenizer is the one bound for prepare-data, or is trained there; text is prepared with
     it, counted, and prepared once more with what compress-tokenizer makes of it.
@@ -86,10 +87,11 @@ def reproduce(
         tokenizer=f"{compact}/tokenizer.model",
         vocab_size=None,
     )
-    trained = run("5/7 train", train, dataset=data, workdir=model)
+    trained = run("5/7 train-rounds", train_rounds, dataset=data, workdir=model)
     if trained.step < trained.steps:
         raise UserError(f"stopped at step {trained.step} of {trained.steps}; run again to go on")
     evaluated = os.fspath(folder / "evaluation")
+    model = trained.checkpoint
     result = run("6/7 evaluate", evaluate, checkpoint=model, dataset=data, workdir=evaluated)
     print("\n7/7 generate")
     samples = []
@@ -102,10 +104,10 @@ def reproduce(
         f"{result['gzip_9_bits_per_byte']:.3f}, xz -9 {result['xz_9_bits_per_byte']:.3f}"
         f"\nafter {time.monotonic() - started:.0f} s"
         f"\n  report       {report}"
-        f"\n  checkpoint   {trained.checkpoint}"
+        f"\n  checkpoint   {model}"
         f"\n  data         {data}"
         f"\n  tokenizer    {compact}/report.html"
-        f"\n  TensorBoard  tensorboard --logdir {model}/tensorboard"
+        f"\n  TensorBoard  tensorboard --logdir {folder / 'model'}"
         f"\nMore text from it:"
         f"\n  pangu-tiny generate --gin.generate.checkpoint={model} --gin.generate.prompt='def '"
         f"\nThe same on text of your own (.txt, .jsonl, .parquet, a folder of them):"

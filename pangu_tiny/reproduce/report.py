@@ -1,6 +1,7 @@
 """The report of a recipe: one HTML file with its figures, curve and samples inside."""
 
 import html
+import itertools
 import json
 from typing import Any, NamedTuple
 
@@ -8,6 +9,8 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from pangu_tiny.page import page, paragraph, picture, section, table
+from pangu_tiny.rounds.forgetting import by_part, forgetting_section, seen_losses
+from pangu_tiny.rounds.scores import Scores
 from pangu_tiny.training.metrics import read_metrics
 from pangu_tiny.workdir import write_atomically
 
@@ -21,29 +24,27 @@ class Sample(NamedTuple):
 
 def write_report(folder: epath.Path, result: dict[str, Any], samples: list[Sample]) -> epath.Path:
     """Writes `report.html` from a recipe's folder, its evaluation and its samples."""
-    metrics = read_metrics(folder / "model")
-    identity = json.loads((folder / "model" / "identity.json").read_text())
     data = json.loads((folder / "data" / "dataset.json").read_text())
     path = folder / "report.html"
-    write_atomically(path, _page(metrics, identity, data, result, samples))
+    write_atomically(path, _page(folder / "model", data, result, samples))
     return path
 
 
 def _page(
-    metrics: list[dict[str, Any]],
-    identity: dict[str, Any],
-    data: dict[str, Any],
-    result: dict[str, Any],
-    samples: list[Sample],
+    model: epath.Path, data: dict[str, Any], result: dict[str, Any], samples: list[Sample]
 ) -> str:
+    rounds = [model / name for name in sorted(path.name for path in model.glob("round_*"))]
+    identities = [json.loads((one / "identity.json").read_text()) for one in rounds]
+    identity = identities[0]
+    steps = [one["steps"] for one in identities]
     shape = ", ".join(f"{name} {value}" for name, value in identity["model"].items())
     train = data["splits"]["train"]
     facts = {
         "model": shape,
         "text": f"{train['bytes']:,} bytes in {train['documents']:,} documents, "
         f"{train['tokens']:,} tokens",
-        "training": f"{identity['steps']:,} steps of {identity['global_batch']} × "
-        f"{identity['sequence_length']} tokens",
+        "training": f"{' + '.join(f'{count:,}' for count in steps)} steps of "
+        f"{identity['global_batch']} × {identity['sequence_length']} tokens",
     }
     scores = {
         "this model": result["bits_per_byte"],
@@ -67,13 +68,32 @@ def _page(
             ),
             table((name, f"{value:.3f}") for name, value in scores.items()),
         ),
-        section("Loss", picture(_curve(metrics, scores), "loss by step")),
+        section("Loss", picture(_curve(_all_metrics(rounds, steps), scores), "loss by step")),
+        *_forgotten(model, rounds),
         section(
             "Samples",
             paragraph("The prompt in bold, the continuation as the model drew it."),
             continued,
         ),
     )
+
+
+def _all_metrics(rounds: list[epath.Path], steps: list[int]) -> list[dict[str, Any]]:
+    """The metrics of all rounds, their steps counted through."""
+    starts = itertools.accumulate(steps, initial=0)
+    return [
+        {**line, "step": start + line["step"]}
+        for start, one in zip(starts, rounds, strict=False)
+        for line in read_metrics(one)
+    ]
+
+
+def _forgotten(model: epath.Path, rounds: list[epath.Path]) -> list[str]:
+    """What was forgotten at the end of the first round, where there is a second."""
+    if len(rounds) < 2:
+        return []
+    scores = Scores.open(model / "scores_2")
+    return [forgetting_section(by_part(scores, seen_losses(rounds[0], scores.round.batches)))]
 
 
 def _curve(metrics: list[dict[str, Any]], scores: dict[str, float]) -> Figure:

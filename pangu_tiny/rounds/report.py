@@ -1,4 +1,4 @@
-"""The reports of rounds: what was forgotten, what was drawn."""
+"""The report of select-batches: what was drawn and what was left."""
 
 import dataclasses
 
@@ -8,78 +8,13 @@ from matplotlib.figure import Figure
 
 from pangu_tiny.page import page, paragraph, picture, section, table
 from pangu_tiny.rounds.draw import Spread, bounds
+from pangu_tiny.rounds.forgetting import PARTS
 from pangu_tiny.rounds.scores import Scores
 from pangu_tiny.rounds.units import UNITS
 from pangu_tiny.workdir import write_atomically
 
-PARTS = 8
-"""Into how many parts the paper's figure of forgetting cuts a round."""
-
 RUNS_AWAY = 1.5
 """From which ratio of a source's share on one is warned of it."""
-
-
-def part_means(nats_u: np.ndarray, targets_u: np.ndarray, parts: int) -> np.ndarray:
-    """Nats per target of each part of a round, in order."""
-    return np.array(
-        [
-            nats_u[start:end].sum(dtype=np.float64) / max(1, targets_u[start:end].sum())
-            for start, end in bounds(len(nats_u), parts)
-        ]
-    )
-
-
-def write_forgetting(folder: epath.Path, scores: Scores, seen: np.ndarray | None) -> str:
-    """Writes report.html of score-batches.
-
-    Args:
-      folder: where.
-      scores: what was found.
-      seen: float64 [batches, 2], nats and targets of each batch when it was trained; None where
-        that is not known.
-
-    Returns:
-      The same in a few lines.
-    """
-    parts = min(PARTS, len(scores.nats))
-    now = part_means(scores.nats, scores.targets, parts)
-    lines = {"now": now}
-    if seen is not None:
-        lines = {"when seen": part_means(seen[:, 0], seen[:, 1], parts), **lines}
-    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for name, means in lines.items():
-        axes.plot(np.arange(1, parts + 1), means, marker="o", ms=4, label=f"loss {name}")
-    axes.set(xlabel="part of the round, in the order of training", ylabel="nats per token")
-    axes.set_xticks(np.arange(1, parts + 1))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    head = ["part", *(f"loss {name}" for name in lines)]
-    rows = [
-        [str(part + 1), *(f"{means[part]:.4f}" for means in lines.values())]
-        for part in range(parts)
-    ]
-    explained = (
-        f"The batches of the round in {parts} parts, in the order in which they were trained:"
-        " their loss just before they were trained on, and their loss under the model at the end."
-        " Where the loss of the early parts stays above that of the late ones, they were forgotten."
-    )
-    write_atomically(
-        folder / "report.html",
-        page(
-            "What the model has forgotten",
-            section(
-                "Loss by part of the round",
-                paragraph(explained),
-                picture(figure, "loss when seen and now, by part of the round"),
-                table(rows, head),
-            ),
-        ),
-    )
-    return "\n".join(
-        f"  loss {name:<10} " + " ".join(f"{mean:.4f}" for mean in means)
-        for name, means in lines.items()
-    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from pangu_tiny.data.loader import batches
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.progress import Progress
-from pangu_tiny.rounds.report import write_forgetting
+from pangu_tiny.rounds.forgetting import by_part, seen_losses, write_forgetting
 from pangu_tiny.rounds.scores import SCORES, Scores
 from pangu_tiny.rounds.units import UNITS, Round
 from pangu_tiny.topology.hardware import Hardware
@@ -93,7 +93,10 @@ def score_batches(
             _score(opened, objective, rows, round_, feed, mesh, folder, 60 * save_minutes)
         if jax.process_index() == 0:
             found = _gather(folder, rows, round_, unit, at_once, opened.digest, dtype)
-            summary = write_forgetting(folder, found, _seen(trained, round_))
+            seen = None
+            if not trained.about["identity"].get("round_index"):  # else it saw other batches
+                seen = seen_losses(trained.path.parent.parent, round_.batches)
+            summary = write_forgetting(folder, by_part(found, seen))
             found.write(folder)
             say(f"scores {folder}\n{summary}\n  report     {folder / 'report.html'}")
     barrier("scored")
@@ -212,17 +215,3 @@ def _gather(
             sources, (unit_of, source_of) if several else unit_of, 1 if several else source_of
         )
     return Scores(round_, unit, model, dtype, rows.sources, nats, targets, sources)
-
-
-def _seen(trained: Checkpoint, round_: Round) -> np.ndarray | None:
-    """[batches, 2], nats and targets of each batch of the round when it was trained; None where
-    the run's losses are not there, or are of another round."""
-    if "round_index" in trained.about["identity"] and trained.about["identity"]["round_index"]:
-        return None
-    found = np.zeros((round_.batches, 2))
-    for _, path in row_loss_files(trained.path.parent.parent).items():
-        records = read_records(path)
-        records = records[records["step"] < round_.batches]
-        np.add.at(found[:, 0], records["step"], records["nats"])
-        np.add.at(found[:, 1], records["step"], records["targets"])
-    return found if found[:, 1].all() else None

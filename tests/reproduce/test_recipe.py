@@ -10,7 +10,7 @@ import pytest
 from tiny_runs import prepare
 
 from pangu_tiny import cli
-from pangu_tiny.reproduce import recipe
+from pangu_tiny.reproduce import rounds
 from pangu_tiny.reproduce.corpus import write_python_library
 
 SMALL = {
@@ -61,7 +61,8 @@ def test_the_report_shows_what_was_measured(workdir):
     curve = base64.b64decode(re.search(r"data:image/png;base64,([^\"]+)", report).group(1))
     assert curve.startswith(b"\x89PNG\r\n")
     assert "<b>the &lt;b&gt;</b>" in report and "<b>cat</b>" in report, "a prompt is text"
-    assert "6 steps of 8 × 32 tokens" in report
+    assert "6 + 3 steps of 8 × 32 tokens" in report
+    assert "<h2>Forgetting</h2>" in report and report.count("data:image/png") == 2
 
 
 def test_every_stage_leaves_its_effective_config(workdir):
@@ -70,7 +71,8 @@ def test_every_stage_leaves_its_effective_config(workdir):
         ("counts", "count_tokens.dataset ="),
         ("tokenizer", "compress_tokenizer.vocab_size = 300"),
         ("data", "prepare_data.sequence_length = 32"),
-        ("model", "train.steps = 6"),
+        ("model/round_1", "train.steps = 6"),
+        ("model/round_2", "train.round_index ="),
         ("evaluation", "Hardware.attention = 'blocked'"),
     ):
         assert bound in (workdir / stage / "config.gin").read_text()
@@ -83,7 +85,9 @@ def test_what_is_done_is_not_done_again(workdir, text, capsys):
     def done():
         shards = (workdir / "data").glob("*array_record*")
         written = {path.name: path.stat().st_mtime_ns for path in shards}
-        return (workdir / "model" / "metrics.jsonl").read_text(), written
+        rounds = sorted((workdir / "model").glob("round_?/metrics.jsonl"))
+        assert len(rounds) == 2
+        return [path.read_text() for path in rounds], written
 
     before = done()
     (workdir / "report.html").unlink()
@@ -95,9 +99,9 @@ def test_what_is_done_is_not_done_again(workdir, text, capsys):
 
 def test_a_stopped_recipe_says_so_and_evaluates_nothing(workdir, text, monkeypatch, capsys):
     """What `train` returns after ^C, which `tests/training/test_resume.py` sends to processes."""
-    train = recipe.train
+    train = rounds.train
     stopped = functools.wraps(train)(lambda **given: train(**given)._replace(step=3))
-    monkeypatch.setattr(recipe, "train", stopped)
+    monkeypatch.setattr(rounds, "train", stopped)
     assert cli.main(argv(text, workdir)) == 2
     out, err = capsys.readouterr()
     assert err.endswith("pangu-tiny reproduce: stopped at step 3 of 6; run again to go on\n")

@@ -1,0 +1,99 @@
+"""What a model has forgotten: the loss of a round when it was trained, and now.
+
+Axes: i batch, p part.
+"""
+
+import numpy as np
+from etils import epath
+from matplotlib.figure import Figure
+
+from pangu_tiny.page import page, paragraph, picture, section, table
+from pangu_tiny.rounds.draw import bounds
+from pangu_tiny.rounds.scores import Scores
+from pangu_tiny.training.metrics import read_records, row_loss_files
+from pangu_tiny.workdir import write_atomically
+
+PARTS = 8
+"""Into how many parts the paper's figure of forgetting cuts a round."""
+
+EXPLAINED = (
+    "The batches of the first round in parts, in the order in which they were trained: their loss"
+    " just before they were trained on, and their loss under the model at the end. Where the loss"
+    " of the early parts stays above that of the late ones, they were forgotten."
+)
+
+
+def seen_losses(workdir: epath.Path, batches: int) -> np.ndarray | None:
+    """Losses of the first batches of a run as it trained them.
+
+    Args:
+      workdir: of train.
+      batches: how many.
+
+    Returns:
+      float64 [batches, 2], nats and targets; None where the run has not left them all.
+    """
+    found_i2 = np.zeros((batches, 2))
+    for path in row_loss_files(workdir).values():
+        records = read_records(path)
+        records = records[records["step"] < batches]
+        np.add.at(found_i2[:, 0], records["step"], records["nats"])
+        np.add.at(found_i2[:, 1], records["step"], records["targets"])
+    return found_i2 if found_i2[:, 1].all() else None
+
+
+def by_part(scores: Scores, seen_i2: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Nats per target [p] by part of the round, by what they are of; without `seen_i2`, of now
+    alone."""
+    parts = min(PARTS, scores.round.batches)
+    found = {"loss now": _means(scores.nats, scores.targets, parts)}
+    if seen_i2 is None:
+        return found
+    return {"loss when seen": _means(seen_i2[:, 0], seen_i2[:, 1], parts), **found}
+
+
+def forgetting_section(lines: dict[str, np.ndarray]) -> str:
+    """What `by_part` found, in HTML, as a picture and a table."""
+    numbers = np.arange(1, 1 + len(next(iter(lines.values()))))
+    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, means_p in lines.items():
+        axes.plot(numbers, means_p, marker="o", ms=4, label=name)
+    axes.set(xlabel="part of the round, in the order of training", ylabel="nats per token")
+    axes.set_xticks(numbers)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    rows = [
+        [number, *(f"{means_p[number - 1]:.4f}" for means_p in lines.values())]
+        for number in numbers
+    ]
+    return section(
+        "Forgetting",
+        paragraph(EXPLAINED),
+        picture(figure, "loss by part of the round"),
+        table(rows, ["part", *lines]),
+    )
+
+
+def write_forgetting(folder: epath.Path, lines: dict[str, np.ndarray]) -> str:
+    """Writes report.html of score-batches.
+
+    Returns:
+      The same in a few lines of text.
+    """
+    write_atomically(
+        folder / "report.html", page("What the model has forgotten", forgetting_section(lines))
+    )
+    return "\n".join(
+        f"  {name:<15} " + " ".join(f"{mean:.4f}" for mean in means_p)
+        for name, means_p in lines.items()
+    )
+
+
+def _means(nats_u: np.ndarray, targets_u: np.ndarray, parts: int) -> np.ndarray:
+    return np.array(
+        [
+            nats_u[start:end].sum(dtype=np.float64) / max(1, targets_u[start:end].sum())
+            for start, end in bounds(len(nats_u), parts)
+        ]
+    )
