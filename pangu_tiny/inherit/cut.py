@@ -9,6 +9,7 @@ The folder that it writes holds
 
 import hashlib
 import json
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from pangu_tiny.checkpoints.read import Checkpoint, open_checkpoint
 from pangu_tiny.checkpoints.write import FLOATS, write_parts
 from pangu_tiny.errors import UserError
+from pangu_tiny.inherit.correction import Correction
 from pangu_tiny.inherit.cutlist import CUTS, CutList, plan
 from pangu_tiny.inherit.cutter import NEW_ROWS, Cutter
 from pangu_tiny.inherit.importance import Importance, layer_scores
@@ -24,7 +26,7 @@ from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.tokenizer.counts import read_counts
 from pangu_tiny.tokenizer.cut import IdMap
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.workdir import claim, environment, write_atomically
+from pangu_tiny.workdir import absolute, claim, environment, write_atomically
 
 TIES = ("embedding", "head")
 
@@ -54,6 +56,8 @@ def inherit(
     new_rows: str = "mean",
     counts: str | list[str] | None = None,
     calibrate_norms: bool = False,
+    correct_outputs: bool = False,
+    ridge: float = 1e-3,
     as_ranking: bool = False,
     dtype: str | None = None,
     allow_nonfinite: bool = False,
@@ -84,6 +88,12 @@ def inherit(
       counts: folder of count-tokens with the teacher's tokenizer, for "counted".
       calibrate_norms: multiply the weights of the norms by what the mean over fewer channels
         changes, as measured by rank-teacher.
+      correct_outputs: change the output projections of attention and feed-forward so that they
+        make up for heads and neurons that are gone, by least squares on the teacher's activations
+        (see `inherit/correction.py`); needs importance with `rank_teacher.output_grams`. Refused
+        where key-value heads are merged: what heads put out then was never measured.
+      ridge: of that correction, a share of the mean square of what is read. Not in the paper:
+        chosen far above the rounding of float32 sums and far below what is read.
       as_ranking: take learned masks as a ranking, for another shape than they were trained for.
       dtype: of the small checkpoint, "float32", "bfloat16" or "float16"; None is the teacher's.
       allow_nonfinite: take NaN and infinite weights as they are.
@@ -96,7 +106,7 @@ def inherit(
       UserError: of the arguments, of files that do not fit the teacher, or of its weights; no
         checkpoint is left then.
     """
-    _check_options(tie, new_rows, dtype, seed)
+    _check_options(tie, new_rows, dtype, seed, ridge)
     if cuts and (repeat_kv or merge_kv):
         raise UserError("inherit.cuts says which heads stay, expected no repeat_kv or merge_kv")
     if counts and new_rows != "counted":
@@ -129,6 +139,8 @@ def inherit(
         raise UserError(
             "inherit.calibrate_norms needs inherit.importance, of a rank-teacher with a dataset"
         )
+    if correct_outputs:
+        _check_correction(ranking, cut_list)
     times = None
     if new_rows == "counted":
         if counts is None:
@@ -143,6 +155,7 @@ def inherit(
         "new_rows": new_rows,
         "times": None if times is None else hashlib.sha256(np.asarray(times)).hexdigest(),
         "calibrate_norms": ranking.digest if calibrate_norms else None,
+        "correct_outputs": [ranking.digest, ridge] if correct_outputs else None,
         "dtype": dtype or str(opened.dtype),
         "seed": seed,
     }
@@ -162,6 +175,7 @@ def inherit(
         new_rows,
         times,
         ranking.squares(cut_list.layers) if calibrate_norms else None,
+        Correction(absolute(importance), ridge) if correct_outputs else None,
         allow_nonfinite,
         seed,
     )
@@ -193,9 +207,13 @@ def inherit(
     return cut_list
 
 
-def _check_options(tie: str | None, new_rows: str, dtype: str | None, seed: int) -> None:
+def _check_options(
+    tie: str | None, new_rows: str, dtype: str | None, seed: int, ridge: float
+) -> None:
     if seed < 0:
         raise UserError(f"inherit.seed is {seed}, expected 0 or more")
+    if not 0 < ridge < math.inf:
+        raise UserError(f"inherit.ridge is {ridge}, expected a positive number")
     for name, value, known in (
         ("tie", tie, (None, *TIES)),
         ("new_rows", new_rows, NEW_ROWS),
@@ -204,6 +222,21 @@ def _check_options(tie: str | None, new_rows: str, dtype: str | None, seed: int)
         if value not in known:
             names = ", ".join(str(option) for option in known)
             raise UserError(f"inherit.{name} is {value!r}, expected one of {names}")
+
+
+def _check_correction(ranking: Importance | None, cuts: CutList) -> None:
+    if ranking is None or not ranking.has_grams(cuts.layers):
+        raise UserError(
+            "inherit.correct_outputs needs inherit.importance, of a rank-teacher with "
+            "rank_teacher.output_grams = True"
+        )
+    for layer, block in enumerate(cuts.blocks):
+        for entry in block["kv_heads"]:
+            if isinstance(entry, list) and len(entry) > 1:
+                raise UserError(
+                    f"inherit.correct_outputs is for heads of the teacher, but the cut list has "
+                    f"means of key-value heads, {entry} in blocks[{layer}]: expected one of both"
+                )
 
 
 def _read_tokenizer(opened: Checkpoint, folder: str | None) -> _Tokenizer:

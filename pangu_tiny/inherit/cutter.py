@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict
 from pangu_tiny.checkpoints.read import Checkpoint
 from pangu_tiny.checkpoints.write import Part, parts_of
 from pangu_tiny.errors import UserError
+from pangu_tiny.inherit.correction import OUTPUTS, Correction
 from pangu_tiny.inherit.cutlist import CutList, Index
 from pangu_tiny.model.decoder import PARAMETER_AXES, parameter_shapes
 from pangu_tiny.model.init import SERIES_STD, STD
@@ -39,6 +40,7 @@ class Cutter:
       times: int [old ids], how often each was seen, for "counted".
       squares: mean square of what each norm reads (see `Importance.squares`); its weights are then
         multiplied by what the mean over fewer channels changes. None leaves them.
+      correction: of the output projections; None leaves them.
       allow_nonfinite: take NaN and infinite weights as they are.
       seed: of the random part of modules that the teacher lacks.
     """
@@ -49,6 +51,7 @@ class Cutter:
     new_rows: str = "mean"
     times: np.ndarray | None = None
     squares: dict[str, np.ndarray] | None = None
+    correction: Correction | None = None
     allow_nonfinite: bool = False
     seed: int = 0
 
@@ -102,8 +105,12 @@ class Cutter:
             )
         axes = PARAMETER_AXES[source]
         axes = axes if layer is None else axes[1:]
-        for place, axis in enumerate(axes):
-            value = self._gather(value, place, axis, layer)
+        for place, axis in reversed(list(enumerate(axes))):  # the width first: less to correct
+            if self.correction and OUTPUTS.get(name) == axis:
+                kept = self.cuts.blocks[layer][axis]
+                value = self.correction.cut(value, axis, self.cuts.layers[layer], kept)
+            else:
+                value = self._gather(value, place, axis, layer)
         if source != name and source in (_TABLE, _HEAD):
             value = value.T
         return self._calibrated(name, layer, self._with_terms(name, layer, value))

@@ -11,6 +11,10 @@ A folder of rank-teacher holds
                       its query heads in it
                       square/attention_norm, square/ffn_norm [ranked layers, width] and
                       square/final_norm [width]: mean square of what the norms read
+    gram_heads_N.npy, gram_ffn_N.npy
+                      with `output_grams`, float32 [features, features] of each ranked layer N of
+                      the teacher: mean product of every two of the features (heads × head_dim, or
+                      neurons) that its output projection reads
     importance.json   what it is of: digests, method, ranked layers, settings; written last
     report.html       the same as pictures
 """
@@ -32,7 +36,7 @@ from pangu_tiny.workdir import write_atomically
 
 ARRAYS, ABOUT = "importance.npz", "importance.json"
 
-_FACTS = ("teacher", "layers", "method", "model", "repeat_kv", "merge_kv")
+_FACTS = ("teacher", "layers", "method", "model", "repeat_kv", "merge_kv", "output_grams")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,6 +134,15 @@ class Importance:
             "blocks/ffn_norm/scale": self.arrays["square/ffn_norm"][places],
             "final_norm/scale": self.arrays["square/final_norm"],
         }
+
+    def has_grams(self, layers: list[int]) -> bool:
+        """Whether Gram matrices lie beside it, of these layers of the teacher.
+
+        Raises:
+          UserError: one of them was not ranked.
+        """
+        self._places(layers)
+        return self.about["output_grams"]
 
     def _places(self, layers: list[int]) -> list[int]:
         ranked = {layer: place for place, layer in enumerate(self.about["layers"])}

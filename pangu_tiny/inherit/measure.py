@@ -1,6 +1,7 @@
 """What is measured on a teacher: compiled for a mesh, summed over batches, resumable.
 
-Axes: a accumulation, b sequences taken at once over all devices, t position, l layer.
+Axes: a accumulation, b sequences taken at once over all devices, t position, l layer, f features
+that an output projection reads.
 """
 
 import itertools
@@ -11,19 +12,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pangu_tiny.arrays import read_arrays, write_arrays
-from pangu_tiny.data.rows import read_marks
+from pangu_tiny.data.rows import Marked, read_marks
 from pangu_tiny.inherit.layers import WINDOWS
 from pangu_tiny.inherit.structures import OUTSIDE, apply_masks, sum_by_structure, with_groups
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.progress import Progress
-from pangu_tiny.topology.mesh import named_sharding
+from pangu_tiny.topology.mesh import AXES, named_sharding
 from pangu_tiny.training.step import Objective
 
 Measure = Callable[[dict[str, Any], jax.Array], dict[str, Any]]
 """Parameters and rows [a, b, t + 1] to figures by name."""
+
+Grams = dict[str, jax.Array]
+"""By kind, "heads" and "ffn", float32 [l, f, f]."""
 
 
 def total_over(
@@ -96,15 +100,7 @@ def looking(decoder: Decoder, begin_id: int, end_id: int, mesh: Mesh) -> Measure
     the layers, mean squares of what the norms read."""
 
     def look(params: dict[str, Any], rows_bt: jax.Array) -> dict[str, Any]:
-        marked = read_marks(rows_bt, begin_id, end_id)
-        _, found = decoder.apply(
-            {"params": params},
-            marked.inputs,
-            marked.segments,
-            marked.positions,
-            mutable=["measured"],
-        )
-        measured = found["measured"]
+        measured = _left(decoder, params, read_marks(rows_bt, begin_id, end_id), "measured")
         blocks = measured["blocks"]
         heads = blocks["attention"]["size"]
         shape = decoder.shape
@@ -130,6 +126,49 @@ def looking(decoder: Decoder, begin_id: int, end_id: int, mesh: Mesh) -> Measure
         return jax.tree.map(lambda figure: jnp.mean(figure, axis=0), figures)
 
     return _compiled(measure, mesh)
+
+
+def _left(decoder: Decoder, params: dict[str, Any], marked: Marked, collection: str) -> Any:
+    """What the model leaves in a collection as it runs."""
+    _, found = decoder.apply(
+        {"params": params}, marked.inputs, marked.segments, marked.positions, mutable=[collection]
+    )
+    return found[collection]
+
+
+def grams(
+    decoder: Decoder, begin_id: int, end_id: int, mesh: Mesh
+) -> tuple[Callable[[], Grams], Callable[[Grams, dict[str, Any], jax.Array], Grams]]:
+    """Gram matrices of what the output projections read, all positions alike, as in `looking`.
+
+    Returns:
+      What makes totals of 0, and what adds to totals, which it consumes, the mean over the
+      positions of rows [a, b, t + 1].
+    """
+    shape = decoder.shape
+    sizes = {"heads": shape.heads * shape.head_dim, "ffn": shape.ffn_width}
+    layouts = {kind: _cut_by_rows(mesh, size) for kind, size in sizes.items()}
+
+    def zeros() -> Grams:
+        return {kind: jnp.zeros((shape.depth, size, size)) for kind, size in sizes.items()}
+
+    def add(totals: Grams, params: dict[str, Any], rows_abt: jax.Array) -> Grams:
+        def one(totals: Grams, rows_bt: jax.Array) -> tuple[Grams, None]:
+            found = _left(decoder, params, read_marks(rows_bt, begin_id, end_id), "grams")["blocks"]
+            parts = {"heads": found["attention"]["gram"], "ffn": found["ffn"]["gram"]}
+            return jax.tree.map(lambda x, y: x + y / len(rows_abt), totals, parts), None
+
+        return jax.lax.scan(one, totals, rows_abt)[0]
+
+    return (
+        jax.jit(zeros, out_shardings=layouts),
+        jax.jit(add, out_shardings=layouts, donate_argnums=0),
+    )
+
+
+def _cut_by_rows(mesh: Mesh, size: int) -> NamedSharding:
+    """[l, f, f] over all devices where their number divides f, else over those of `tensor`."""
+    return NamedSharding(mesh, PartitionSpec(None, "tensor" if size % mesh.size else AXES))
 
 
 def mean_loss(objective: Objective, params: dict[str, Any], rows_abt: jax.Array) -> jax.Array:

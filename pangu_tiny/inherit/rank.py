@@ -1,5 +1,6 @@
 """The stage `rank-teacher`: what matters in a big model, measured once for many cuts of it."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import batches, held_out_batches
 from pangu_tiny.errors import UserError
 from pangu_tiny.inherit import masks, measure, report
+from pangu_tiny.inherit.correction import gram_file, write_gram
 from pangu_tiny.inherit.cutlist import check_fits
 from pangu_tiny.inherit.importance import ABOUT, Importance, layer_scores
 from pangu_tiny.inherit.layers import WINDOWS, LayerChoice
@@ -24,7 +26,7 @@ from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.progress import Progress
 from pangu_tiny.topology.hardware import Hardware
-from pangu_tiny.topology.mesh import check_divides, make_mesh
+from pangu_tiny.topology.mesh import check_divides, make_mesh, named_sharding
 from pangu_tiny.training.feed import Feed
 from pangu_tiny.training.loop import DTYPES
 from pangu_tiny.training.processes import say
@@ -46,6 +48,7 @@ def rank_teacher(
     model: ModelShape | None = None,
     repeat_kv: bool = False,
     merge_kv: bool = False,
+    output_grams: bool = False,
     calibration_batches: int = 32,
     batch_size: int = 16,
     dtype: str = "float32",
@@ -71,6 +74,9 @@ def rank_teacher(
       model: the shape that is to be cut; "learned" needs it, for the others its depth matters
         alone. None measures on the whole teacher.
       repeat_kv, merge_kv: as inherit will be asked to; learned masks are trained for it.
+      output_grams: also measure what `inherit.correct_outputs` needs, on the training split. Costs
+        2 × [layers, features, features] float32 over all devices while it runs and once that on
+        disk, features being neurons, and heads × head_dim.
       calibration_batches: how many are measured, of each split; what is held out may be less.
       batch_size: sequences in one, over all devices.
       dtype: of matrix products and activations.
@@ -86,6 +92,8 @@ def rank_teacher(
     opened = open_checkpoint(teacher)
     rows = TokenDataset.open(dataset) if dataset else None
     _check(opened, rows, method, model, layer_choice, calibration_batches, dtype)
+    if output_grams and rows is None:
+        raise UserError("rank_teacher.output_grams needs rank_teacher.dataset")
     if model:
         check_fits(opened.shape, model, repeat_kv, merge_kv)
         layer_choice.choose(opened.shape.depth, model.depth, np.zeros(opened.shape.depth))
@@ -100,6 +108,7 @@ def rank_teacher(
         "mask_training": mask_training.identity() if method == "learned" else None,
         "repeat_kv": repeat_kv,
         "merge_kv": merge_kv,
+        "output_grams": output_grams,
         "calibration_batches": calibration_batches,
         "batch_size": batch_size,
         "dtype": dtype,
@@ -121,6 +130,8 @@ def rank_teacher(
             layers = layer_choice.choose(len(layers), model.depth, scores)
             params = select_layers(params, layers)
         say(f"ranking by {method} on layers {layers}")
+        if output_grams:
+            work.grams(params, layers)
         arrays |= work.structures(params, method, model, mask_training, len(layers), kv)
     about = {
         **identity,
@@ -228,6 +239,30 @@ class _Work:
         look = measure.looking(self._decoder(self._shape), rows.begin_id, rows.end_id, self._mesh)
         totals = self._total("influence", "influence", self._train, self._count, params, look)
         return {**arrays, "influence": totals["influence"] / totals["batches"]}
+
+    def grams(self, params: dict[str, Any], layers: list[int]) -> None:
+        """Writes the Gram matrices of a teacher that has these layers alone, if they are not there.
+
+        Nothing is saved on the way: totals are as large as a model, and all that is done again
+        after an interruption are forward passes.
+        """
+        files = [gram_file(self._folder, kind, n) for kind in ("heads", "ffn") for n in layers]
+        if all(file.exists() for file in files):
+            return
+        decoder = self._decoder(dataclasses.replace(self._shape, depth=len(layers)))
+        rows = self._rows
+        zeros, add = measure.grams(decoder, rows.begin_id, rows.end_id, self._mesh)
+        totals = zeros()
+        with Progress("output grams", self._count, "batch") as progress:
+            for rows_abt in itertools.islice(self._train(), self._count):
+                totals = jax.block_until_ready(add(totals, params, rows_abt))
+                progress.update()
+        one = jax.jit(lambda lff, n: lff[n], out_shardings=named_sharding(self._mesh, ()))
+        for kind, total_lff in totals.items():
+            for place, layer in enumerate(layers):
+                gram_ff = np.asarray(one(total_lff, place)) / np.float32(self._count)
+                if jax.process_index() == 0:
+                    write_gram(self._folder, kind, layer, gram_ff)
 
     def structures(
         self,

@@ -8,7 +8,7 @@ the plain block and the transposed embedding table.
   out = x + attention(norm(x)) + shortcut(norm(x));  out = out + ffn(norm(out))
 
 Axes: b batch, t position, s cached position, d width, h heads, n key-value heads, k head_dim,
-v padded vocabulary.
+f h · k, v padded vocabulary.
 """
 
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from pangu_tiny.model.layers import (
     FeedForward,
     RMSNorm,
     apply_rope,
+    gram,
     matmul,
     mean_size,
     measure,
@@ -74,7 +75,8 @@ class Cache(NamedTuple):
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions.
 
-    Measured: `size`, the mean length of what each head puts out.
+    Measured: `size`, the mean length of what each head puts out; among "grams", `gram` of what all
+    of them put out, head after head.
     """
 
     shape: ModelShape
@@ -98,8 +100,9 @@ class Attention(nn.Module):
             mixed_bthk, cache = _attend_cached(q_bthk, k_btnk, v_btnk, cache)
         mixed_bthk = jax.ad_checkpoint.checkpoint_name(mixed_bthk, "attention_output")
         measure(self, "size", lambda: mean_size(_length(mixed_bthk)))
-        b, t = x_btd.shape[:2]
-        return matmul(mixed_bthk.reshape(b, t, h * k), out_hkd.reshape(h * k, d)), cache
+        mixed_btf = mixed_bthk.reshape(*x_btd.shape[:2], h * k)
+        measure(self, "gram", lambda: gram(mixed_btf), "grams")
+        return matmul(mixed_btf, out_hkd.reshape(h * k, d)), cache
 
 
 def _project(x_btd: jax.Array, kernel_dhk: jax.Array) -> jax.Array:
@@ -219,7 +222,7 @@ class Decoder(nn.Module):
         rope = tuple(table[positions_bt] for table in tables)
         stack = nn.scan(
             _rematerialised(self.remat),
-            variable_axes={"params": 0, "measured": 0},
+            variable_axes={"params": 0, "measured": 0, "grams": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=self.shape.depth,

@@ -53,16 +53,27 @@ def transposed(x_nd: jax.Array) -> jax.Array:
     )
 
 
-def measure(module: nn.Module, name: str, figure: Callable[[], jax.Array]) -> None:
-    """Leaves a figure in the collection "measured", for whoever applies the model with
-    `mutable=["measured"]`; for all others nothing is computed."""
-    if module.is_mutable_collection("measured") and not module.is_initializing():
-        module.sow("measured", name, figure(), init_fn=lambda: None, reduce_fn=lambda _, new: new)
+def measure(
+    module: nn.Module, name: str, figure: Callable[[], jax.Array], collection: str = "measured"
+) -> None:
+    """Leaves a figure in a collection, for whoever applies the model with it as `mutable`; for all
+    others nothing is computed."""
+    if module.is_mutable_collection(collection) and not module.is_initializing():
+        module.sow(collection, name, figure(), init_fn=lambda: None, reduce_fn=lambda _, new: new)
 
 
 def mean_size(x_btc: jax.Array) -> jax.Array:
     """Mean absolute value of each channel, float32."""
     return jnp.mean(jnp.abs(x_btc.astype(jnp.float32)), axis=(0, 1))
+
+
+def gram(x_btf: jax.Array) -> jax.Array:
+    """Mean over the positions of the product of every two channels, float32 [f, f]."""
+    x_nf = x_btf.reshape(-1, x_btf.shape[-1])
+    products_ff = jnp.matmul(
+        transposed(x_nf), x_nf, precision="highest", preferred_element_type=jnp.float32
+    )
+    return products_ff / len(x_nf)
 
 
 class RMSNorm(nn.Module):
@@ -124,7 +135,7 @@ def series_silu(gate_btf: jax.Array, scale_nf: jax.Array, bias_nf: jax.Array) ->
 class FeedForward(nn.Module):
     """(φ(x·gate) ⊙ x·up)·down, with φ = SiLU for series_terms = 1.
 
-    Measured: `size`, the mean size of each neuron.
+    Measured: `size`, the mean size of each neuron; among "grams", `gram` of the neurons.
     """
 
     ffn_width: int
@@ -148,6 +159,7 @@ class FeedForward(nn.Module):
             active_btf = jax.nn.silu(gate_btf)
         neurons_btf = active_btf * up_btf
         measure(self, "size", lambda: mean_size(neurons_btf))
+        measure(self, "gram", lambda: gram(neurons_btf), "grams")
         return matmul(neurons_btf, down_fd)
 
 

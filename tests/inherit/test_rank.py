@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from etils import epath
 from flax.traverse_util import flatten_dict
+from rankings import CHOICE, EIGHT, FEW, first_batches, rank
 from teachers import save
 from tiny_runs import prepare, start_together
 
 from pangu_tiny.data.dataset import TokenDataset
-from pangu_tiny.data.loader import batches, held_out_batches
+from pangu_tiny.data.loader import held_out_batches
 from pangu_tiny.data.rows import read_marks
 from pangu_tiny.errors import UserError
 from pangu_tiny.inherit import measure
@@ -23,26 +24,13 @@ from pangu_tiny.inherit import rank as rank_module
 from pangu_tiny.inherit.cut import inherit
 from pangu_tiny.inherit.importance import ABOUT, ARRAYS, Importance
 from pangu_tiny.inherit.layers import LayerChoice, window_scores
-from pangu_tiny.inherit.masks import MaskTraining
-from pangu_tiny.inherit.rank import rank_teacher
 from pangu_tiny.inherit.structures import select_layers
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.training.step import Objective
 
-EIGHT = Hardware(data=1, fsdp=4, tensor=2, per_device_batch=1)
-"""A batch of 8 in two parts of four."""
-
-CHOICE = LayerChoice(first=0, last=0)
-FEW = MaskTraining(steps=6, save_every=2)
 SMALL = {"width": 24, "heads": 2, "kv_heads": 1, "head_dim": 8, "ffn_width": 32, "depth": 1}
 SMALL |= {"shortcut_ratio": 8, "series_terms": 2, "vocab_size": 300}
-
-
-def rank(teacher, workdir, rows, hardware=EIGHT, choice=CHOICE, masks=FEW, **changes):
-    settings = {"calibration_batches": 2, "batch_size": 8, "method": "taylor"} | changes
-    dataset = rows and rows.path
-    return rank_teacher(teacher, str(workdir), hardware, choice, masks, dataset, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +55,9 @@ def cut_found(teacher, rows, small, tmp_path_factory):
     @functools.cache
     def make(method):
         workdir = tmp_path_factory.mktemp("cut") / method
-        return rank(teacher, workdir, rows, method=method, model=small), str(workdir)
+        grams = method == "learned"  # it is here that two processes measure them too
+        settings = {"method": method, "model": small, "output_grams": grams}
+        return rank(teacher, workdir, rows, **settings), str(workdir)
 
     return make
 
@@ -76,10 +66,6 @@ def nats_per_token(params, shape, rows, batch):
     objective = Objective(Decoder(shape), rows.begin_id, rows.end_id, 1024)
     loss, marked = jax.jit(lambda params, batch: objective(params, batch))(params, batch)
     return loss.total / marked.weights.sum()
-
-
-def first_batches(rows, count=2):
-    return [batch["rows"] for batch in itertools.islice(batches(rows, "train", 8, 0), count)]
 
 
 @pytest.mark.parametrize(("method", "power"), [("l1", 1), ("l2", 2)])
@@ -189,6 +175,7 @@ def test_two_processes_rank_alike(teacher, rows, small, cut_found, tmp_path):
     bindings |= {f"MaskTraining.{name}": getattr(FEW, name) for name in ("steps", "save_every")}
     settings = {"teacher": teacher, "dataset": rows.path, "workdir": tmp_path / "two"}
     settings |= {"method": "learned", "calibration_batches": 2, "batch_size": 8}
+    settings |= {"output_grams": True}
     bindings |= {f"rank_teacher.{name}": value for name, value in settings.items()}
     flags = [f"--gin.{name}={value}" for name, value in bindings.items()]
     processes = start_together(
@@ -196,12 +183,17 @@ def test_two_processes_rank_alike(teacher, rows, small, cut_found, tmp_path):
     )
     codes = [process.wait() for process in processes]
     assert codes == [0, 0], (tmp_path / "log0").read_text()
-    expected, _ = cut_found("learned")
+    expected, folder = cut_found("learned")
     found = Importance.open(str(tmp_path / "two"))
     assert found.about["layers"] == expected.about["layers"]
     for name, array in expected.arrays.items():
         scale = np.abs(array).max()
         np.testing.assert_allclose(found.arrays[name], array, atol=2e-3 * scale, err_msg=name)
+    grams = sorted(epath.Path(folder).glob("gram_*"))
+    assert len(grams) == 2
+    for path in grams:
+        one, two = np.load(path), np.load(tmp_path / "two" / path.name)
+        np.testing.assert_allclose(two, one, atol=1e-5 * np.abs(one).max(), err_msg=path.name)
 
 
 class _Interrupted(Exception):
