@@ -16,7 +16,6 @@ import numpy as np
 from etils import epath
 
 from pangu_tiny.arrays import read_described, write_arrays
-from pangu_tiny.data.loader import Drawn
 from pangu_tiny.errors import UserError
 from pangu_tiny.rounds.units import Round
 
@@ -64,9 +63,14 @@ class RoundIndex:
         write_arrays(folder / INDEX, {"units": self.units}, about)
 
     @property
+    def rows(self) -> int:
+        """How many rows a unit has."""
+        return self.round.rows(self.unit)
+
+    @property
     def batches(self) -> int:
-        """How many batches they make."""
-        return len(self.units) * self.round.rows(self.unit) // self.round.global_batch
+        """How many batches the units make."""
+        return len(self.units) * self.rows // self.round.global_batch
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -79,10 +83,6 @@ class RoundIndex:
             "round": dataclasses.asdict(self.round),
         }
 
-    def drawn(self) -> Drawn:
-        """As the loader takes it."""
-        return Drawn(self.units, self.round.rows(self.unit))
-
     def _check(self, path: epath.Path) -> None:
         units, total = self.units, self.round.units(self.unit)
         if units.ndim != 1 or units.dtype.kind not in "iu" or not units.size:
@@ -94,7 +94,7 @@ class RoundIndex:
             raise UserError(
                 f"{path} names {self.unit} {worst}, its round has {self.unit} 0 to {total - 1}"
             )
-        if len(units) * self.round.rows(self.unit) % self.round.global_batch:
+        if len(units) * self.rows % self.round.global_batch:
             raise UserError(
                 f"{path} holds {len(units)} sequences, expected whole batches of "
                 f"{self.round.global_batch}"

@@ -8,10 +8,12 @@ from matplotlib.figure import Figure
 
 from pangu_tiny.page import page, paragraph, picture, section, table
 from pangu_tiny.rounds.draw import Spread, bounds
-from pangu_tiny.rounds.forgetting import PARTS
 from pangu_tiny.rounds.scores import Scores
 from pangu_tiny.rounds.units import UNITS
 from pangu_tiny.workdir import write_atomically
+
+PARTS = 8
+"""Into how many parts a round is cut to show where units were taken."""
 
 RUNS_AWAY = 1.5
 """From which ratio of a source's share on one is warned of it."""

@@ -94,29 +94,36 @@ def select_batches(
     if (folder / INDEX).exists():
         return RoundIndex.open(workdir)
     count = batches * round_.global_batch // round_.rows(found.unit)
-    drawn = draw_parts(losses_u, count, parts, method, temperature, seed)
-    taken = np.zeros(len(losses_u), bool)
-    taken[drawn] = True
-    again = taken[draw_parts(losses_u, count, parts, method, temperature, seed + 1)].mean()
-    units = (
-        np.random.default_rng([seed, parts]).permutation(drawn) if order == "shuffled" else drawn
+    # One at a time, and as masks: of 100 million units an array of numbers is 800 MB.
+    taken, other_taken = (
+        _mask(draw_parts(losses_u, count, parts, method, temperature, number), len(losses_u))
+        for number in (seed, seed + 1)
     )
-    index = RoundIndex(round_, found.unit, units, how)
     facts = report.Selection(
         scores=found,
         losses=losses_u,
         taken=taken,
         spread=spread(losses_u, method, temperature),
-        overlap=float(again),
+        overlap=float(other_taken[taken].mean()),
         excluded=len(bad),
         parts=parts,
     )
     report.write_selection(folder, facts)
+    units = np.flatnonzero(taken)
+    if order == "shuffled":
+        np.random.default_rng([seed, parts]).shuffle(units)
+    index = RoundIndex(round_, found.unit, units, how)
     index.write(folder)
     print(
         f"round index {folder}: {index.batches:,} of {round_.batches:,} batches\n{facts.summary()}"
     )
     return index
+
+
+def _mask(drawn: np.ndarray, units: int) -> np.ndarray:
+    taken = np.zeros(units, bool)
+    taken[drawn] = True
+    return taken
 
 
 def batches_at(rate: float, batches: int) -> int:

@@ -12,7 +12,7 @@ from etils import epath
 
 from pangu_tiny.checkpoints.read import Checkpoint, describe, open_checkpoint
 from pangu_tiny.data.dataset import TokenDataset
-from pangu_tiny.data.loader import batches, row_order
+from pangu_tiny.data.loader import Drawn, batches, row_order
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.model.init import check_scheme
@@ -218,7 +218,7 @@ def train(
             mixture=mixture,
             positions=feed.positions,
             start=start,
-            drawn=index and index.drawn(),
+            drawn=index and Drawn(index.units, index.rows),
         )
 
         def save(count: int) -> None:
