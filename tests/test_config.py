@@ -11,6 +11,7 @@ import pytest
 from pangu_tiny import config
 from pangu_tiny.cli import STAGES, find_stage
 from pangu_tiny.errors import UserError
+from pangu_tiny.reproduce.stages import settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,6 +254,28 @@ def test_rows_of_the_table_of_inheritance(row):
     if row != "none":
         assert values["rank-teacher"]["method"] == row
         assert values["rank-teacher"]["model"] == values["inherit"]["model"]
+
+
+@pytest.mark.parametrize(
+    "row, rounds, rate, parts",
+    [
+        ("one", 1, 0.5, 1),
+        ("two", 2, 0.5, 1),
+        ("two_whole", 2, 1.0, 1),
+        ("two_parts", 2, 0.5, 8),
+        ("three", 3, 0.5, 1),
+    ],
+)
+def test_rows_of_the_table_of_rounds(row, rounds, rate, parts):
+    """With what they require, each gives all stages of train-rounds all that they need."""
+    required = [("train_rounds.dataset", "d"), ("train_rounds.workdir", "w")]
+    config.read(map(find_stage, STAGES), [f"paper/rounds/{row}.gin"], required)
+    assert config.arguments(find_stage("train-rounds"))[0]["rounds"] == rounds
+    found = settings(find_stage("train"), dataset="d", workdir="w")
+    assert (found["steps"], found["global_batch"]) == (75_000, 1024)
+    found = settings(find_stage("select-batches"), scores="s", workdir="w")
+    assert (found["rate"], found["parts"], found["method"]) == (rate, parts, "loss")
+    settings(find_stage("score-batches"), checkpoint="c", dataset="d", workdir="w")
 
 
 def brew(sizes: Sizes | None = None) -> None: ...

@@ -1,0 +1,97 @@
+"""How much faster score-batches is than train, per token, on this machine: steps taking turns.
+
+python tests/benchmarks/score_speed.py [--gin_file=hardware/cpu.gin] [--rounds=6] [--steps=4]
+
+The compiled steps of both stages on the same rows of a 20M LLaMA shape: a training step of 16
+sequences of 256 tokens, and as many sequences a time as score-batches takes by itself. The aim is
+2.5 times.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from train_speed import BATCH, SEQUENCE, SHAPE
+
+from pangu_tiny import config
+from pangu_tiny.model.decoder import Decoder
+from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.topology.hardware import Hardware
+from pangu_tiny.topology.mesh import batch_shards, make_mesh
+from pangu_tiny.training.feed import Feed
+from pangu_tiny.training.optimizer import Optimizer
+from pangu_tiny.training.step import Objective, init_state, score_step, train_step
+
+
+def main(options: argparse.Namespace) -> None:
+    def bound(hardware: Hardware) -> None: ...
+
+    config.read([bound], [options.gin_file], [])
+    hardware = config.arguments(bound)[0]["hardware"]
+    mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
+    decoder = Decoder(
+        ModelShape(**SHAPE),
+        attention=hardware.attention,
+        remat=hardware.remat,
+        unroll=hardware.unroll,
+    )
+    objective = Objective(decoder, 1, 2, hardware.loss_chunk)
+    optimizer = Optimizer(learning_rate=3e-4)
+    transformation = optimizer.transformation(optimizer.schedule(1000, BATCH * SEQUENCE))
+    random = np.random.default_rng(0)
+
+    def rows(feed: Feed, count: int) -> jax.Array:
+        ids = random.integers(3, SHAPE["vocab_size"], (count, SEQUENCE + 1))
+        return feed.place(
+            {"rows": ids.astype(np.int32), "row_ids": np.arange(count)}, np.zeros(2, bool)
+        )
+
+    at_once = 4 * hardware.per_device_batch * batch_shards(mesh)
+    trained = rows(Feed(mesh, BATCH, hardware.per_device_batch), BATCH)
+    scored = rows(Feed(mesh, at_once, at_once), at_once).rows_abt[0]
+    with jax.set_mesh(mesh):
+        state = [init_state(decoder, transformation, "constant", 0, mesh)]
+        step = train_step(objective, transformation, mesh)
+        score = score_step(objective, mesh)
+
+        def train_once() -> None:
+            state[0], _ = step(state[0], trained)
+            jax.block_until_ready(state[0])
+
+        def score_once() -> None:
+            jax.block_until_ready(score(state[0].params, scored))
+
+        stages: dict[str, tuple[Callable[[], None], int]] = {
+            "train": (train_once, BATCH),
+            "score-batches": (score_once, at_once),
+        }
+        speeds: dict[str, list[float]] = {name: [] for name in stages}
+        for number in range(options.rounds + 1):
+            for name, (run, count) in stages.items():
+                for _ in range(options.steps):
+                    began = time.perf_counter()
+                    run()
+                    if number:  # the first ones compile
+                        speeds[name].append(count * SEQUENCE / (time.perf_counter() - began))
+    medians = {name: statistics.median(found) for name, found in speeds.items()}
+    for name, found in speeds.items():
+        low, _, high = statistics.quantiles(found, n=4)
+        print(
+            f"{name:14} {medians[name]:8,.0f} tokens/s, median of {len(found)} steps, "
+            f"quartiles {low:,.0f} to {high:,.0f}"
+        )
+    print(f"{medians['score-batches'] / medians['train']:.2f} times as fast")
+
+
+if __name__ == "__main__":
+    from pangu_tiny.topology.host import keep_freed_memory
+
+    keep_freed_memory()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gin_file", default="hardware/cpu.gin")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=4)
+    main(parser.parse_args())
