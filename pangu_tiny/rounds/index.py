@@ -28,12 +28,14 @@ class RoundIndex:
 
     Attributes:
       round, unit: what the numbers mean.
+      model: digest of the checkpoint by whose losses they were drawn.
       units: int64, as they are served.
       how: settings and digests that they follow from.
     """
 
     round: Round
     unit: str
+    model: str
     units: np.ndarray
     how: dict[str, Any]
 
@@ -52,14 +54,25 @@ class RoundIndex:
             )
         about, arrays = read_described(path)
         try:
-            found = cls(Round(**about["round"]), about["unit"], arrays["units"], about["how"])
+            found = cls(
+                Round(**about["round"]),
+                about["unit"],
+                about["model"],
+                arrays["units"],
+                about["how"],
+            )
         except (TypeError, KeyError) as error:
             raise UserError(f"{path} is not what select-batches writes: {error}") from error
         found._check(path)
         return found
 
     def write(self, folder: epath.Path) -> None:
-        about = {"round": dataclasses.asdict(self.round), "unit": self.unit, "how": self.how}
+        about = {
+            "round": dataclasses.asdict(self.round),
+            "unit": self.unit,
+            "model": self.model,
+            "how": self.how,
+        }
         write_arrays(folder / INDEX, {"units": self.units}, about)
 
     @property

@@ -80,7 +80,6 @@ def score_batches(
             "unit": unit,
             "model": opened.digest,
             "dtype": dtype,
-            "batch_size": at_once,
         },
     )
     if not (folder / SCORES).exists():
@@ -92,7 +91,7 @@ def score_batches(
         with jax.set_mesh(mesh):
             _score(opened, objective, rows, round_, feed, mesh, folder, 60 * save_minutes)
         if jax.process_index() == 0:
-            found = _gather(folder, rows, round_, unit, at_once, opened.digest, dtype)
+            found = _gather(folder, rows, round_, unit, opened.digest, dtype)
             seen = None
             if not trained.about["identity"].get("round_index"):  # else it saw other batches
                 seen = seen_losses(trained.path.parent.parent, round_.batches)
@@ -136,14 +135,12 @@ def _score(
     folder: epath.Path,
     save_seconds: float,
 ) -> None:
-    """Leaves the losses of all rows of the round in the folder, as training leaves them, in steps
-    of `feed.rows_at_once`; what is there already is not scored again."""
+    """Leaves the losses of all rows of the round in the folder, as training leaves them, but by
+    place in the order instead of by step; what is there already is not scored again."""
     at_once = feed.rows_at_once
     total = round_.units("sequence")
-    steps = -(-total // at_once)
-    files = row_loss_files(folder)
-    start = max((end for _, end in files), default=0)
-    if start == steps:
+    start = max((end for _, end in row_loss_files(folder)), default=0)
+    if start == total:
         return
     score = score_step(objective, mesh)
     whole = jax.jit(lambda ids_b: ids_b, out_shardings=named_sharding(mesh, ()))
@@ -155,7 +152,7 @@ def _score(
         round_.seed,
         mixture=round_.mixture,
         positions=feed.positions,
-        start=start,
+        start=start // at_once,
     )
     leads = jax.process_index() == 0
     losses = RowLosses(folder, start) if leads else None
@@ -166,26 +163,26 @@ def _score(
         """Reads the step before the one in flight."""
         if pending is None:
             return
-        step, figures = pending
+        first, figures = pending
         row_ids, nats, targets = jax.device_get(figures)
-        count = min(at_once, total - step * at_once)  # the last one goes beyond the round
+        # The first rows may be there already, the last ones may lie beyond the round.
+        new = slice(max(0, start - first), total - first)
         if losses:
-            losses.add(step, row_ids[:count], nats[:count], targets[:count])
-        progress.update(count)
+            losses.add(first, row_ids[new], nats[new], targets[new])
+        progress.update(len(row_ids[new]))
 
-    done = min(total, start * at_once)
-    with Progress("score-batches", total, "row", initial=done) as progress:
-        for step in range(start, steps):
+    with Progress("score-batches", total, "row", initial=start) as progress:
+        for first in range(start - start % at_once, total, at_once):
             batch = feed.place(next(loader), np.zeros(2, bool))
             found = score(params, batch.rows_abt[0])
             finish()
-            pending = step, (whole(batch.row_ids_ab[0]), *found)
-            if losses and time.monotonic() - saved_at > save_seconds:
-                losses.flush(step)
+            pending = first, (whole(batch.row_ids_ab[0]), *found)
+            if losses and first > start and time.monotonic() - saved_at > save_seconds:
+                losses.flush(first)
                 saved_at = time.monotonic()
         finish()
         if losses:
-            losses.flush(steps)
+            losses.flush(total)
 
 
 def _gather(
@@ -193,7 +190,6 @@ def _gather(
     rows: TokenDataset,
     round_: Round,
     unit: str,
-    at_once: int,
     model: str,
     dtype: str,
 ) -> Scores:
@@ -207,7 +203,7 @@ def _gather(
     )
     for (start, _), path in row_loss_files(folder).items():
         records = read_records(path)
-        unit_of = (start * at_once + np.arange(len(records))) // size
+        unit_of = (start + np.arange(len(records))) // size
         source_of = rows.source_ids("train", records["row"])
         np.add.at(nats, unit_of, records["nats"])
         np.add.at(targets, unit_of, records["targets"])

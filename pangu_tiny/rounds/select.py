@@ -112,7 +112,7 @@ def select_batches(
     units = np.flatnonzero(taken)
     if order == "shuffled":
         np.random.default_rng([seed, parts]).shuffle(units)
-    index = RoundIndex(round_, found.unit, units, how)
+    index = RoundIndex(round_, found.unit, found.model, units, how)
     index.write(folder)
     print(
         f"round index {folder}: {index.batches:,} of {round_.batches:,} batches\n{facts.summary()}"

@@ -85,7 +85,8 @@ def train(
       mixture: weight by source name; None takes every row once per epoch.
       checkpoint: parameters to start from instead of random ones.
       round_index: workdir of select-batches; trains on what was drawn there instead of on the
-        whole order. `steps`, `seed`, `mixture` and `global_batch` have to be those of the draw.
+        whole order. `steps`, `seed`, `mixture` and `global_batch` have to be those of the draw, and
+        `checkpoint`, if any, the model that was scored for it.
       keep_moments: start from the moments of Adam in `checkpoint` as well.
       schedule_start, schedule_steps: the first step of this run within the schedule of the
         learning rate, and the length of that schedule, where other runs share it; None is the end
@@ -144,7 +145,7 @@ def train(
     index = RoundIndex.open(round_index) if round_index else None
     if index:
         here = Round(rows.digest, seed, mixture, global_batch, index.round.batches)
-        _check_index(index, round_index, here, steps)
+        _check_index(index, round_index, here, steps, start_from)
     identity = {
         "model": dataclasses.asdict(model),
         "dataset": rows.digest,
@@ -301,14 +302,21 @@ def _check_start(start: Checkpoint, model: ModelShape, rows: TokenDataset) -> No
         raise UserError(f"checkpoint {start.path} does not fit: {'; '.join(differences)}")
 
 
-def _check_index(index: RoundIndex, path: str, here: Round, steps: int) -> None:
-    """Refuses a round index of another order, or one that `steps` do not go through."""
+def _check_index(
+    index: RoundIndex, path: str, here: Round, steps: int, start: Checkpoint | None
+) -> None:
+    """Refuses a round index of another order or model, or one that `steps` do not go through."""
     if differences := index.round.differences(here):
         raise UserError(f"round index {path} was drawn from another round: {differences}")
     if steps != index.batches:
         raise UserError(
             f"train.steps is {steps}, round index {path} holds {index.batches} batches: expected "
             f"the same"
+        )
+    if start and index.model != start.digest:
+        raise UserError(
+            f"round index {path} follows the losses of model {index.model[:12]}, "
+            f"train.checkpoint {start.path} is {start.digest[:12]}"
         )
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tiny_runs
 
+from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import row_order
 from pangu_tiny.errors import UserError
@@ -56,10 +57,10 @@ def test_a_round_is_what_one_run_over_both_would_be(dataset, trained, tmp_path):
     """Moments, their count and the schedule go on: a first round and all of it once more give the
     bits of a run that was told to go through the same batches twice."""
     order = Round(TokenDataset.open(dataset).digest, 0, None, BATCH, STEPS)
-    every = np.arange(STEPS)
+    every, model = np.arange(STEPS), open_checkpoint(trained).digest
     for name, units in (("once", every), ("twice", np.tile(every, 2))):
         (tmp_path / name).mkdir()
-        RoundIndex(order, "batch", units, {}).write(tmp_path / name)
+        RoundIndex(order, "batch", model, units, {}).write(tmp_path / name)
     tiny_runs.run(
         dataset, tmp_path / "one_run", steps=2 * STEPS, round_index=str(tmp_path / "twice")
     )
@@ -108,6 +109,10 @@ def test_a_schedule_is_shared_between_runs():
         ({"seed": 1}, "seed is 0 there, 1 here"),
         ({"mixture": {"text": 1.0}}, "mixture is None there, {'text': 1.0} here"),
         ({"dataset": "other"}, "dataset is [0-9a-f]{12} there, [0-9a-f]{12} here"),
+        (
+            {"checkpoint": "10"},
+            "follows the losses of model [0-9a-f]{12}, train.checkpoint .*/10 is",
+        ),
         ({"index": "nowhere"}, "round index nowhere has no round_index.npz"),
         ({"schedule_start": -1}, "schedule_start -1 and train.steps 6 go beyond"),
         ({"schedule_steps": 5}, "go beyond train.schedule_steps 5"),
@@ -116,6 +121,8 @@ def test_a_schedule_is_shared_between_runs():
 )
 def test_mistakes_are_named(dataset, trained, by_batch, tmp_path, changes, said):
     folder, _ = by_batch
+    if changes.get("checkpoint"):
+        changes = {"checkpoint": f"{trained}/checkpoints/10"}
     if changes.get("dataset"):
         changes = {"checkpoint": None}  # which would be refused for its tokenizer
         dataset = tiny_runs.prepare(tmp_path / "other", held_out_fraction=0.2)

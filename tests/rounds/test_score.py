@@ -96,7 +96,7 @@ def test_an_interrupted_scoring_goes_on_to_the_same_bits(score, tmp_path, monkey
     add = metrics.RowLosses.add
 
     def stop(self, step, *rest):
-        if step == 4:
+        if step == 64:
             raise Stopped
         add(self, step, *rest)
 
@@ -106,7 +106,7 @@ def test_an_interrupted_scoring_goes_on_to_the_same_bits(score, tmp_path, monkey
             score(tmp_path / "scores", **interrupted)
     assert not (tmp_path / "scores" / SCORES).exists()
     begun = metrics.row_loss_files(tmp_path / "scores")
-    assert max(end for _, end in begun) == 4
+    assert max(end for _, end in begun) == 64
     seen = []
 
     def watch(self, step, *rest):
@@ -115,8 +115,26 @@ def test_an_interrupted_scoring_goes_on_to_the_same_bits(score, tmp_path, monkey
 
     monkeypatch.setattr(metrics.RowLosses, "add", watch)
     found = score(tmp_path / "scores", **interrupted)
-    assert seen == [4, 5], "what was scored is scored again"
+    assert seen == [64, 80], "what was scored is scored again"
     assert found.digest == whole.digest
+
+
+def test_another_machine_may_finish_it(score, tmp_path, monkeypatch, scored):
+    """With other sizes, which meet in the middle of what it takes at once."""
+    add = metrics.RowLosses.add
+
+    def stop(self, step, *rest):
+        if step == 60:
+            raise KeyboardInterrupt
+        add(self, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics.RowLosses, "add", stop)
+        with pytest.raises(KeyboardInterrupt):
+            score(tmp_path / "scores", batch_size=20, save_minutes=0.0)
+    found, expected = score(tmp_path / "scores", batch_size=32), Scores.open(str(scored))
+    assert_close(found, expected.nats, expected.targets)
+    assert score(tmp_path / "scores", batch_size=8).digest == found.digest
 
 
 def test_forgetting_is_drawn_from_what_training_saw(scored, trained, capsys, score, tmp_path):

@@ -187,7 +187,7 @@ def test_an_index_that_points_nowhere_is_refused(tmp_path, unit, units, said):
     from etils import epath
 
     folder = epath.Path(tmp_path)
-    RoundIndex(ROUND, unit, np.array(units, np.int64), {}).write(folder)
+    RoundIndex(ROUND, unit, "m", np.array(units, np.int64), {}).write(folder)
     with pytest.raises(UserError, match=said):
         RoundIndex.open(str(folder))
 
