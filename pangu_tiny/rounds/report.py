@@ -6,10 +6,10 @@ import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
+from pangu_tiny.data.round import UNITS
 from pangu_tiny.page import page, paragraph, picture, section, table
 from pangu_tiny.rounds.draw import Spread, bounds
 from pangu_tiny.rounds.scores import Scores
-from pangu_tiny.rounds.units import UNITS
 from pangu_tiny.workdir import write_atomically
 
 PARTS = 8

@@ -11,12 +11,12 @@ from jax.sharding import Mesh
 from pangu_tiny.checkpoints.read import Checkpoint, open_checkpoint
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import batches
+from pangu_tiny.data.round import UNITS, Round
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.progress import Progress
 from pangu_tiny.rounds.forgetting import by_part, seen_losses, write_forgetting
 from pangu_tiny.rounds.scores import SCORES, Scores
-from pangu_tiny.rounds.units import UNITS, Round
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.topology.mesh import batch_shards, check_divides, make_mesh, named_sharding
 from pangu_tiny.training.feed import Feed
@@ -64,7 +64,7 @@ def score_batches(
         raise UserError(f"score_batches.unit is {unit!r}, expected one of {', '.join(UNITS)}")
     opened = open_checkpoint(checkpoint)
     trained = open_checkpoint(round_of) if round_of else opened
-    round_ = Round.of(trained)
+    round_ = first_round(trained)
     rows = TokenDataset.open(dataset)
     dtype = dtype or opened.about.get("dtype", "float32")
     _check(opened, rows, round_, dtype)
@@ -102,6 +102,27 @@ def score_batches(
     if jax.process_index() == 0 and (folder / "row_losses").exists():
         (folder / "row_losses").rmtree()
     return Scores.open(workdir)
+
+
+def first_round(checkpoint: Checkpoint) -> Round:
+    """The first round of the run that made a checkpoint; of a later round, that from which its
+    units were drawn.
+
+    Raises:
+      UserError: it was imported or cut, and not trained since.
+    """
+    identity = checkpoint.about["identity"]
+    if index := identity.get("round_index"):
+        return Round(**index["round"])
+    if "global_batch" not in identity:
+        raise UserError(
+            f"checkpoint {checkpoint.path} was not trained, and has no batches to score; "
+            f"score_batches.round_of says whose are meant"
+        )
+    return Round(
+        **{name: identity[name] for name in ("dataset", "seed", "mixture", "global_batch")},
+        batches=checkpoint.about["step"],
+    )
 
 
 def _check(opened: Checkpoint, rows: TokenDataset, round_: Round, dtype: str) -> None:

@@ -5,10 +5,10 @@ import sys
 
 import numpy as np
 
+from pangu_tiny.data.round_index import INDEX, RoundIndex
 from pangu_tiny.errors import UserError
 from pangu_tiny.rounds import report
 from pangu_tiny.rounds.draw import METHODS, clipped, draw_parts, spread
-from pangu_tiny.rounds.index import INDEX, RoundIndex
 from pangu_tiny.rounds.scores import Scores
 from pangu_tiny.workdir import claim
 

@@ -13,12 +13,12 @@ from etils import epath
 from pangu_tiny.checkpoints.read import Checkpoint, describe, open_checkpoint
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import Drawn, batches, row_order
+from pangu_tiny.data.round import Round
+from pangu_tiny.data.round_index import RoundIndex
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.model.init import check_scheme
 from pangu_tiny.model.shape import ModelShape
-from pangu_tiny.rounds.index import RoundIndex
-from pangu_tiny.rounds.units import Round
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.topology.mesh import check_divides, make_mesh
 from pangu_tiny.training.checkpoints import Writer, with_moments

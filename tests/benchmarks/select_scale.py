@@ -48,8 +48,8 @@ def measure(units: int) -> None:
 def _write(folder, unit, batches, global_batch, units, kind, count_kind):
     from etils import epath
 
+    from pangu_tiny.data.round import Round
     from pangu_tiny.rounds.scores import Scores
-    from pangu_tiny.rounds.units import Round
 
     random = np.random.default_rng(0)
     targets = np.full(units, 2048, count_kind)

@@ -7,10 +7,10 @@ import tiny_runs
 from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import row_order
+from pangu_tiny.data.round import Round
+from pangu_tiny.data.round_index import RoundIndex
 from pangu_tiny.errors import UserError
-from pangu_tiny.rounds.index import RoundIndex
 from pangu_tiny.rounds.select import select_batches
-from pangu_tiny.rounds.units import Round
 from pangu_tiny.training.metrics import read_row_losses
 from pangu_tiny.training.optimizer import Optimizer
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from pangu_tiny.arrays import read_described, write_arrays
+from pangu_tiny.data.round import Round
+from pangu_tiny.data.round_index import INDEX, RoundIndex
 from pangu_tiny.errors import UserError
-from pangu_tiny.rounds.index import INDEX, RoundIndex
 from pangu_tiny.rounds.scores import SCORES, Scores
 from pangu_tiny.rounds.select import select_batches
-from pangu_tiny.rounds.units import Round
 
 ROUND = Round("d" * 64, seed=3, mixture=None, global_batch=4, batches=50)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tiny_runs
 
+from pangu_tiny.data.round_index import RoundIndex
 from pangu_tiny.errors import UserError
 from pangu_tiny.reproduce.rounds import train_rounds
-from pangu_tiny.rounds.index import RoundIndex
 from pangu_tiny.rounds.scores import Scores
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.training.metrics import read_metrics, read_row_losses

@@ -1,12 +1,7 @@
 """What a round is, and the units that it is scored and drawn in."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
-
-from pangu_tiny.errors import UserError
-
-if TYPE_CHECKING:
-    from pangu_tiny.checkpoints.read import Checkpoint
+from typing import Any
 
 UNITS = {"batch": "batches", "sequence": "sequences"}
 """What a round may be scored and drawn in, and what several are called."""
@@ -30,27 +25,6 @@ class Round:
     mixture: dict[str, float] | None
     global_batch: int
     batches: int
-
-    @classmethod
-    def of(cls, checkpoint: "Checkpoint") -> "Round":
-        """The first round of the run that made a checkpoint: of a later round, that from which its
-        units were drawn.
-
-        Raises:
-          UserError: it was imported or cut, and not trained since.
-        """
-        identity = checkpoint.about["identity"]
-        if index := identity.get("round_index"):
-            return cls(**index["round"])
-        if "global_batch" not in identity:
-            raise UserError(
-                f"checkpoint {checkpoint.path} was not trained, and has no batches to score; "
-                f"score_batches.round_of says whose are meant"
-            )
-        return cls(
-            **{name: identity[name] for name in ("dataset", "seed", "mixture", "global_batch")},
-            batches=checkpoint.about["step"],
-        )
 
     def rows(self, unit: str) -> int:
         """How many rows a unit has."""

@@ -16,8 +16,8 @@ import numpy as np
 from etils import epath
 
 from pangu_tiny.arrays import read_described, write_arrays
+from pangu_tiny.data.round import Round
 from pangu_tiny.errors import UserError
-from pangu_tiny.rounds.units import Round
 
 INDEX = "round_index.npz"
 
