@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,17 @@ from pangu_tiny.errors import UserError
 from pangu_tiny.workdir import replaced
 
 _ABOUT = "about"
+
+_DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What reading a file may raise that is no npz file, or not a whole one."""
 
 
 def write_arrays(
@@ -32,7 +44,7 @@ def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except _DAMAGED as error:
         raise UserError(f"{path} cannot be read: {error}; remove it to make it again") from error
 
 

@@ -135,8 +135,12 @@ def replaced(path: epath.Path) -> Iterator[epath.Path]:
     """A temporary file to write, which becomes `path` at the end: after a kill `path` is there
     whole or not at all."""
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-    yield temporary
-    temporary.replace(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_atomically(path: epath.Path, content: str | bytes) -> None:

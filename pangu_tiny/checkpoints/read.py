@@ -50,6 +50,11 @@ class Checkpoint(NamedTuple):
         facts = {"model": self.about["model"], "dtype": str(self.dtype), **self.identity}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def has_moments(self) -> bool:
+        """Whether the optimizer's state lies beside the parameters, as training leaves it."""
+        return (self.path / "optimizer").exists()
+
     def takes(self, sequence_length: int) -> bool:
         """Whether rows of that many targets fit: those that it was trained on, or, where it was
         imported or cut and not trained since, any that are not longer than it allows."""

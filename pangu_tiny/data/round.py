@@ -18,6 +18,9 @@ class Round:
       dataset: digest.
       seed, mixture, global_batch: of the order, see `data/loader.py`.
       batches: how many.
+
+    Raises:
+      TypeError: what was read from a file is something else.
     """
 
     dataset: str
@@ -26,13 +29,18 @@ class Round:
     global_batch: int
     batches: int
 
+    def __post_init__(self):
+        for name in ("global_batch", "batches"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise TypeError(f"{name} is {getattr(self, name)!r}")
+
     def rows(self, unit: str) -> int:
         """How many rows a unit has."""
-        return self.global_batch if unit == "batch" else 1
+        return {"batch": self.global_batch, "sequence": 1}[unit]
 
     def units(self, unit: str) -> int:
         """How many units there are."""
-        return self.batches if unit == "batch" else self.batches * self.global_batch
+        return self.batches * self.global_batch // self.rows(unit)
 
     def differences(self, other: "Round") -> str:
         """What differs, as 'name is X there, Y here', here being `other`; '' where nothing does."""

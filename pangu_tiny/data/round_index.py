@@ -29,7 +29,7 @@ class RoundIndex:
     Attributes:
       round, unit: what the numbers mean.
       model: digest of the checkpoint by whose losses they were drawn.
-      units: int64, as they are served.
+      units: int64, as they are served; select-batches names none twice.
       how: settings and digests that they follow from.
     """
 
@@ -61,9 +61,9 @@ class RoundIndex:
                 arrays["units"],
                 about["how"],
             )
+            found._check(path)
         except (TypeError, KeyError) as error:
             raise UserError(f"{path} is not what select-batches writes: {error}") from error
-        found._check(path)
         return found
 
     def write(self, folder: epath.Path) -> None:

@@ -88,7 +88,7 @@ def reproduce(
         vocab_size=None,
     )
     trained = run("5/7 train-rounds", train_rounds, dataset=data, workdir=model)
-    if trained.step < trained.steps:
+    if trained.stopped or trained.step < trained.steps:
         raise UserError(f"stopped at step {trained.step} of {trained.steps}; run again to go on")
     evaluated = os.fspath(folder / "evaluation")
     model = trained.checkpoint

@@ -33,7 +33,8 @@ def write_report(folder: epath.Path, result: dict[str, Any], samples: list[Sampl
 def _page(
     model: epath.Path, data: dict[str, Any], result: dict[str, Any], samples: list[Sample]
 ) -> str:
-    rounds = [model / name for name in sorted(path.name for path in model.glob("round_*"))]
+    count = sum(1 for _ in model.glob("round_*"))
+    rounds = [model / f"round_{number}" for number in range(1, count + 1)]
     identities = [json.loads((one / "identity.json").read_text()) for one in rounds]
     identity = identities[0]
     steps = [one["steps"] for one in identities]

@@ -4,17 +4,16 @@ import dataclasses
 import os
 from typing import Any
 
-import jax
 from etils import epath
 
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import UserError
 from pangu_tiny.reproduce.stages import run, settings
-from pangu_tiny.rounds.score import score_batches
-from pangu_tiny.rounds.select import batches_at, select_batches
+from pangu_tiny.rounds.score import check_scoring, score_batches
+from pangu_tiny.rounds.select import batches_at, check_drawing, select_batches
 from pangu_tiny.training.loop import Trained, train
 from pangu_tiny.training.optimizer import Optimizer
-from pangu_tiny.training.processes import barrier, say
+from pangu_tiny.training.processes import led, say
 
 SCHEDULES = ("shared", "restart")
 
@@ -39,7 +38,8 @@ def train_rounds(
       workdir: the folder for everything.
       rounds: how many; 2 are the paper's recommendation, a third gained nothing there.
       schedule: of the learning rate, which the paper does not state. "shared" is one warm-up and
-        one cosine over all rounds; "restart" is one for each round.
+        one cosine over all rounds, so that `rounds` and the rate of the draw are settled before the
+        first; "restart" is one for each round.
       restart_fraction: with "restart", the peak of a later round as a share of the first's.
 
     Returns:
@@ -63,15 +63,23 @@ def train_rounds(
         return os.fspath(epath.Path(workdir) / f"{name}_{number}")
 
     first = settings(train, dataset=dataset, workdir=below("round", 1))
-    drawing = settings(select_batches, scores="", workdir="")
-    steps, later = first["steps"], batches_at(drawing["rate"], first["steps"])
-    total = steps + (rounds - 1) * later
-    say(f"{total:,} steps in all: {steps:,} in round 1, {later:,} in each of the later ones")
-    shared = {"schedule_steps": total} if schedule == "shared" else {}
+    steps = total = first["steps"]
+    if rounds > 1:
+        later = _later_steps(steps)
+        total += (rounds - 1) * later
+        say(f"{total:,} steps in all: {steps:,} in round 1, {later:,} in each of the later ones")
+    pace = {"schedule_start": 0, "schedule_steps": total if schedule == "shared" else None}
     model = below("round", 1)
-    trained = run(f"round 1 of {rounds}", train, dataset=dataset, workdir=model, **shared)
+    trained = run(
+        f"round 1 of {rounds}",
+        train,
+        dataset=dataset,
+        workdir=model,
+        round_index=None,
+        **pace,
+    )
     for number in range(2, rounds + 1):
-        if trained.step < trained.steps:
+        if trained.stopped or trained.step < trained.steps:
             break
         scores, index = below("scores", number), below("index", number)
         run(
@@ -82,14 +90,13 @@ def train_rounds(
             workdir=scores,
             round_of=below("round", 1),
         )
-        if jax.process_index() == 0:
-            seed = drawing["seed"] + number - 2
-            run("", select_batches, scores=scores, workdir=index, seed=seed)
-        barrier("selected")
+        with led("selected") as leads:
+            if leads:
+                run("", select_batches, scores=scores, workdir=index)
         if schedule == "shared":
-            shared["schedule_start"] = steps + (number - 2) * later
+            pace["schedule_start"] = steps + (number - 2) * later
         else:
-            shared["optimizer"] = _lower(first, dataset, restart_fraction)
+            pace["optimizer"] = _lower(first, dataset, restart_fraction)
         before, model = model, below("round", number)
         trained = run(
             f"round {number} of {rounds}",
@@ -100,9 +107,24 @@ def train_rounds(
             checkpoint=before,
             round_index=index,
             keep_moments=True,
-            **shared,
+            **pace,
         )
     return trained
+
+
+def _later_steps(steps: int) -> int:
+    """Steps of each round after the first, of `steps`.
+
+    Raises:
+      UserError: what is bound for scoring or drawing will never do; to be told before the first
+        round, not behind it.
+    """
+    scoring = settings(score_batches, checkpoint="", dataset="", workdir="")
+    check_scoring(scoring["unit"], scoring["dtype"])
+    drawing = settings(select_batches, scores="", workdir="")
+    free = ("scores", "workdir", "reference")
+    check_drawing(**{name: value for name, value in drawing.items() if name not in free})
+    return batches_at(drawing["rate"], steps)
 
 
 def _lower(first: dict[str, Any], dataset: str, fraction: float) -> Optimizer:

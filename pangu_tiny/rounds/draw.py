@@ -55,7 +55,7 @@ def draw(
 
 
 def draw_parts(
-    losses_u: np.ndarray, count: int, parts: int, method: str, temperature: float, seed: int
+    losses_u: np.ndarray, count: int, parts: int, method: str, temperature: float, key: list[int]
 ) -> np.ndarray:
     """`draw` from each of `parts` stretches of a round on its own, from each its share of `count`.
 
@@ -79,7 +79,7 @@ def draw_parts(
                 f"{share} of the units {start} to {end - 1} are to be drawn, {len(part_u)} of them "
                 f"have a finite loss: choose a lower select_batches.rate"
             )
-        found = draw(part_u, share, method, temperature, [seed, part])
+        found = draw(part_u, share, method, temperature, [*key, part])
         drawn.append(start + (found if units is None else units[found]))
     return np.concatenate(drawn)
 

@@ -46,10 +46,17 @@ def by_part(scores: Scores, seen_i2: np.ndarray | None) -> dict[str, np.ndarray]
     """Nats per target [p] by part of the round, by what they are of; without `seen_i2`, of now
     alone."""
     parts = min(PARTS, scores.round.batches)
-    found = {"loss now": _means(scores.nats, scores.targets, parts)}
+    now_i2 = np.stack(
+        [
+            array.reshape(scores.round.batches, -1).sum(axis=1, dtype=np.float64)
+            for array in (scores.nats, scores.targets)
+        ],
+        axis=1,
+    )
+    found = {"loss now": _means(now_i2, parts)}
     if seen_i2 is None:
         return found
-    return {"loss when seen": _means(seen_i2[:, 0], seen_i2[:, 1], parts), **found}
+    return {"loss when seen": _means(seen_i2, parts), **found}
 
 
 def forgetting_section(lines: dict[str, np.ndarray]) -> str:
@@ -90,10 +97,7 @@ def write_forgetting(folder: epath.Path, lines: dict[str, np.ndarray]) -> str:
     )
 
 
-def _means(nats_u: np.ndarray, targets_u: np.ndarray, parts: int) -> np.ndarray:
-    return np.array(
-        [
-            nats_u[start:end].sum(dtype=np.float64) / max(1, targets_u[start:end].sum())
-            for start, end in bounds(len(nats_u), parts)
-        ]
-    )
+def _means(sums_i2: np.ndarray, parts: int) -> np.ndarray:
+    """Nats per target of each part of some batches."""
+    totals_p2 = [sums_i2[start:end].sum(axis=0) for start, end in bounds(len(sums_i2), parts)]
+    return np.array([nats / max(1, targets) for nats, targets in totals_p2])

@@ -27,6 +27,7 @@ class Selection:
       scores: which it follows.
       losses: float64 [units], what decided: clipped, less the reference.
       taken: bool [units].
+      method: by which they were.
       spread: of the probabilities.
       overlap: share of the units that the next seed draws too.
       excluded: units with a loss that is not finite.
@@ -36,6 +37,7 @@ class Selection:
     scores: Scores
     losses: np.ndarray
     taken: np.ndarray
+    method: str
     spread: Spread
     overlap: float
     excluded: int
@@ -50,10 +52,10 @@ class Selection:
 
     def facts(self) -> dict[str, str]:
         units, count = len(self.taken), int(self.taken.sum())
-        spread = self.spread
+        spread, method = self.spread, self.method
         taken, left = (self._mean(chosen) for chosen in (self.taken.copy(), ~self.taken))
         facts = {
-            "drawn": f"{count:,} of {units:,} {UNITS[self.scores.unit]}"
+            "drawn": f"{count:,} of {units:,} {UNITS[self.scores.unit]} by {method}"
             + (f", from {self.parts} parts" if self.parts > 1 else ""),
             "effective number": f"{spread.effective_units:,.0f}, "
             f"{spread.effective_units / units:.2%} of all",
@@ -70,7 +72,8 @@ class Selection:
     def warnings(self) -> list[str]:
         return [
             f"WARNING: source {name} has {after:.1%} of what was drawn, {before:.1%} of the round: "
-            f"a higher temperature, or select_batches.reference, evens that out"
+            + ("a higher temperature, or " if self.method == "loss" else "")
+            + "select_batches.reference may even that out"
             for name, before, after in self.sources()
             if before and not 1 / RUNS_AWAY <= after / before <= RUNS_AWAY
         ]

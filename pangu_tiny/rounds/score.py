@@ -1,6 +1,7 @@
 """The stage `score-batches`: the loss of everything that a round trained, under a frozen model."""
 
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from pangu_tiny.topology.mesh import batch_shards, check_divides, make_mesh, nam
 from pangu_tiny.training.feed import Feed
 from pangu_tiny.training.loop import DTYPES
 from pangu_tiny.training.metrics import RowLosses, read_records, row_loss_files
-from pangu_tiny.training.processes import barrier, say
+from pangu_tiny.training.processes import led, say
 from pangu_tiny.training.step import Objective, param_shardings, score_step
 from pangu_tiny.workdir import claim_together
 
@@ -60,18 +61,18 @@ def score_batches(
       UserError: of the arguments, of a checkpoint or dataset that do not fit, or a workdir of
         other scores.
     """
-    if unit not in UNITS:
-        raise UserError(f"score_batches.unit is {unit!r}, expected one of {', '.join(UNITS)}")
+    check_scoring(unit, dtype)
     opened = open_checkpoint(checkpoint)
     trained = open_checkpoint(round_of) if round_of else opened
     round_ = first_round(trained)
     rows = TokenDataset.open(dataset)
     dtype = dtype or opened.about.get("dtype", "float32")
-    _check(opened, rows, round_, dtype)
+    _check(opened, rows, round_)
     mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
     check_divides(opened.shape, mesh)
-    at_once = batch_size or 4 * hardware.per_device_batch * batch_shards(mesh)
-    feed = Feed(mesh, at_once, at_once, "score_batches.batch_size")
+    if batch_size is None:
+        batch_size = 4 * hardware.per_device_batch * batch_shards(mesh)
+    feed = Feed(mesh, batch_size, batch_size, "score_batches.batch_size")
     folder = claim_together(
         workdir,
         "score-batches",
@@ -90,7 +91,8 @@ def score_batches(
         objective = Objective(decoder, rows.begin_id, rows.end_id, hardware.loss_chunk)
         with jax.set_mesh(mesh):
             _score(opened, objective, rows, round_, feed, mesh, folder, 60 * save_minutes)
-        if jax.process_index() == 0:
+    with led("scored") as leads:
+        if leads and not (folder / SCORES).exists():
             found = _gather(folder, rows, round_, unit, opened.digest, dtype)
             seen = None
             if not trained.about["identity"].get("round_index"):  # else it saw other batches
@@ -98,9 +100,8 @@ def score_batches(
             summary = write_forgetting(folder, by_part(found, seen))
             found.write(folder)
             say(f"scores {folder}\n{summary}\n  report     {folder / 'report.html'}")
-    barrier("scored")
     if jax.process_index() == 0 and (folder / "row_losses").exists():
-        (folder / "row_losses").rmtree()
+        (folder / "row_losses").rmtree()  # now that no process looks for them
     return Scores.open(workdir)
 
 
@@ -125,9 +126,19 @@ def first_round(checkpoint: Checkpoint) -> Round:
     )
 
 
-def _check(opened: Checkpoint, rows: TokenDataset, round_: Round, dtype: str) -> None:
-    if dtype not in DTYPES:
+def check_scoring(unit: str, dtype: str | None) -> None:
+    """Refuses what no checkpoint makes right.
+
+    Raises:
+      UserError: names the setting.
+    """
+    if unit not in UNITS:
+        raise UserError(f"score_batches.unit is {unit!r}, expected one of {', '.join(UNITS)}")
+    if dtype not in (None, *DTYPES):
         raise UserError(f"score_batches.dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+
+
+def _check(opened: Checkpoint, rows: TokenDataset, round_: Round) -> None:
     if rows.digest != round_.dataset:
         raise UserError(
             f"dataset {rows.path} is {rows.digest[:12]}, the round was trained on "
@@ -188,21 +199,22 @@ def _score(
         row_ids, nats, targets = jax.device_get(figures)
         # The first rows may be there already, the last ones may lie beyond the round.
         new = slice(max(0, start - first), total - first)
-        if losses:
+        if leads:
             losses.add(first, row_ids[new], nats[new], targets[new])
-        progress.update(len(row_ids[new]))
+            progress.update(len(row_ids[new]))
 
-    with Progress("score-batches", total, "row", initial=start) as progress:
+    shown = Progress("score-batches", total, "row", initial=start) if leads else nullcontext()
+    with shown as progress:
         for first in range(start - start % at_once, total, at_once):
             batch = feed.place(next(loader), np.zeros(2, bool))
             found = score(params, batch.rows_abt[0])
             finish()
             pending = first, (whole(batch.row_ids_ab[0]), *found)
-            if losses and first > start and time.monotonic() - saved_at > save_seconds:
+            if leads and first > start and time.monotonic() - saved_at > save_seconds:
                 losses.flush(first)
                 saved_at = time.monotonic()
         finish()
-        if losses:
+        if leads:
             losses.flush(total)
 
 

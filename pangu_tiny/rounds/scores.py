@@ -61,11 +61,12 @@ class Scores:
         about, arrays = read_described(path)
         try:
             found = cls(**{**about, "round": Round(**about["round"])}, **arrays)
+            wanted = found.round.units(found.unit)
         except (TypeError, KeyError) as error:
             raise UserError(f"{path} is not what score-batches writes: {error}") from error
-        wanted = found.round.units(found.unit)
-        if not len(found.nats) == len(found.targets) == len(found.sources) == wanted:
-            raise UserError(f"{path} has {len(found.nats):,} units, its round {wanted:,}")
+        shapes = {found.nats.shape, found.targets.shape, found.sources.shape[:1]}
+        if shapes != {(wanted,)}:
+            raise UserError(f"{path} has arrays of {shapes}, its round has {wanted} units")
         return found
 
     def write(self, folder: epath.Path) -> None:

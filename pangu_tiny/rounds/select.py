@@ -49,7 +49,8 @@ def select_batches(
       order: "shuffled" serves what was drawn in another order, "kept" in that of the round. Not
         stated in the paper: shuffled, so that no part of the corpus comes last in every round.
       nonfinite: "refuse" units whose loss is NaN or infinite, or "exclude" them from the draw.
-      seed: of the draw and of the order.
+      seed: of the draw and of the order, together with the model that was scored: one seed serves
+        all rounds.
 
     Returns:
       The index, as it lies in the workdir.
@@ -58,13 +59,13 @@ def select_batches(
       UserError: of the arguments, of scores that are damaged or do not belong together, or of
         losses that are not finite.
     """
-    _check(rate, method, temperature, parts, clip, order, nonfinite, seed)
+    check_drawing(rate, method, temperature, parts, clip, order, nonfinite, seed)
     found = Scores.open(scores)
     losses_u = found.losses()
-    other = Scores.open(reference) if reference else None
-    if other:
-        _check_reference(found, other)
-        losses_u -= other.losses()
+    compared = Scores.open(reference) if reference else None
+    if compared:
+        _check_reference(found, compared)
+        losses_u -= compared.losses()
     round_ = found.round
     batches = batches_at(rate, round_.batches)
     if parts > round_.units(found.unit):
@@ -78,9 +79,15 @@ def select_batches(
             )
         losses_u[bad] = np.nan
     losses_u = clipped(losses_u, clip)
+    widest = float(np.max(np.abs(losses_u), initial=0, where=~np.isnan(losses_u)))
+    if temperature * sys.float_info.max < widest:
+        raise UserError(
+            f"select_batches.temperature {temperature} is too small for losses of {widest:.4g}"
+        )
+    key = [seed, *found.model.encode()]
     how = {
         "scores": found.digest,
-        "reference": other and other.digest,
+        "reference": compared and compared.digest,
         "rate": rate,
         "method": method,
         "temperature": temperature,
@@ -90,19 +97,20 @@ def select_batches(
         "nonfinite": nonfinite,
         "seed": seed,
     }
-    folder = claim(workdir, "select-batches", how)
-    if (folder / INDEX).exists():
-        return RoundIndex.open(workdir)
     count = batches * round_.global_batch // round_.rows(found.unit)
     # One at a time, and as masks: of 100 million units an array of numbers is 800 MB.
     taken, other_taken = (
-        _mask(draw_parts(losses_u, count, parts, method, temperature, number), len(losses_u))
-        for number in (seed, seed + 1)
+        _mask(draw_parts(losses_u, count, parts, method, temperature, [other, *key]), len(losses_u))
+        for other in (0, 1)
     )
+    folder = claim(workdir, "select-batches", how)
+    if (folder / INDEX).exists():
+        return RoundIndex.open(workdir)
     facts = report.Selection(
         scores=found,
         losses=losses_u,
         taken=taken,
+        method=method,
         spread=spread(losses_u, method, temperature),
         overlap=float(other_taken[taken].mean()),
         excluded=len(bad),
@@ -111,7 +119,7 @@ def select_batches(
     report.write_selection(folder, facts)
     units = np.flatnonzero(taken)
     if order == "shuffled":
-        np.random.default_rng([seed, parts]).shuffle(units)
+        np.random.default_rng([2, *key]).shuffle(units)
     index = RoundIndex(round_, found.unit, found.model, units, how)
     index.write(folder)
     print(
@@ -130,16 +138,14 @@ def batches_at(rate: float, batches: int) -> int:
     """How many batches a draw at this rate has.
 
     Raises:
-      UserError: a rate that is none, or none is left.
+      UserError: none is left.
     """
-    if not 0 < rate <= 1:
-        raise UserError(f"select_batches.rate is {rate}, expected more than 0, at most 1")
     if not (drawn := round(rate * batches)):
         raise UserError(f"select_batches.rate {rate} of {batches} batches leaves none")
     return drawn
 
 
-def _check(
+def check_drawing(
     rate: float,
     method: str,
     temperature: float,
@@ -149,7 +155,11 @@ def _check(
     nonfinite: str,
     seed: int,
 ) -> None:
-    batches_at(rate, sys.maxsize)
+    """Refuses what no scores make right.
+
+    Raises:
+      UserError: names the setting.
+    """
     for name, value, known in (
         ("method", method, METHODS),
         ("order", order, ORDERS),
@@ -160,6 +170,7 @@ def _check(
                 f"select_batches.{name} is {value!r}, expected one of {', '.join(known)}"
             )
     for name, value, fits, wanted in (
+        ("rate", rate, 0 < rate <= 1, "more than 0, at most 1"),
         ("temperature", temperature, 0 < temperature < math.inf, "a positive number"),
         ("parts", parts, parts >= 1, "at least 1"),
         ("clip", clip, 0 <= clip < 1, "0 to below 1"),

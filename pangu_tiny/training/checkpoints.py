@@ -156,13 +156,14 @@ def with_moments(state: TrainState, path: epath.Path, target: TrainState) -> Tra
       target: shapes and layouts, as `abstract_state` gives them.
 
     Raises:
-      UserError: it has none, or they are of another shape.
+      UserError: they cannot be read, or are of another shape.
     """
-    if not (path / "optimizer").exists():
-        raise UserError(
-            f"checkpoint {path} has no moments, it was imported or cut: train.keep_moments = False"
-        )
-    found = restore(path, optimizer=_beside_params(target))["optimizer"]["moments"]
+    try:
+        found = restore(path, optimizer=_beside_params(target))["optimizer"]["moments"]
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"checkpoint {path} cannot be read: {reason(error)}") from error
     taken = jax.tree.map(
         lambda new, old: old if isinstance(new, optax.ScaleByAdamState) else new,
         state.optimizer,

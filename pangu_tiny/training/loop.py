@@ -24,7 +24,7 @@ from pangu_tiny.topology.mesh import check_divides, make_mesh
 from pangu_tiny.training.checkpoints import Writer, with_moments
 from pangu_tiny.training.feed import Feed, held_out_nats
 from pangu_tiny.training.optimizer import Optimizer
-from pangu_tiny.training.processes import say
+from pangu_tiny.training.processes import anywhere, say
 from pangu_tiny.training.step import (
     Objective,
     abstract_state,
@@ -39,11 +39,13 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class Trained(NamedTuple):
-    """Where a run stands: steps taken of steps asked for, and its last checkpoint."""
+    """Where a run stands: steps taken of steps asked for, its last checkpoint, and whether SIGTERM
+    or ^C asked it to stop, be it behind the last step."""
 
     step: int
     steps: int
     checkpoint: str
+    stopped: bool = False
 
 
 def train(
@@ -124,7 +126,9 @@ def train(
             raise UserError(f"train.{name} is {value}, expected at least 1")
     if schedule_steps is None:
         schedule_steps = schedule_start + steps
-    if not 0 <= schedule_start <= schedule_steps - steps:
+    if schedule_start < 0:
+        raise UserError(f"train.schedule_start is {schedule_start}, expected 0 or more")
+    if schedule_start + steps > schedule_steps:
         raise UserError(
             f"train.schedule_start {schedule_start} and train.steps {steps} go beyond "
             f"train.schedule_steps {schedule_steps}"
@@ -140,8 +144,11 @@ def train(
     start_from = open_checkpoint(checkpoint) if checkpoint else None
     if start_from:
         _check_start(start_from, model, rows)
-    elif keep_moments:
-        raise UserError("train.keep_moments = True needs train.checkpoint, whose moments are meant")
+    if keep_moments and not (start_from and start_from.has_moments):
+        raise UserError(
+            "train.keep_moments = True needs a train.checkpoint that has moments, "
+            + ("one that was trained" if start_from else "found none")
+        )
     index = RoundIndex.open(round_index) if round_index else None
     if index:
         here = Round(rows.digest, seed, mixture, global_batch, index.round.batches)
@@ -258,7 +265,8 @@ def train(
                     save(count)
                     saved_at, run.saving = time.monotonic(), False
             writer.close()
-    done = Trained(count, steps, str(folder / "checkpoints" / str(count)))
+            stopped = anywhere(signals.received)
+    done = Trained(count, steps, str(folder / "checkpoints" / str(count)), stopped)
     if count < steps:
         say(f"stopped at step {count} of {steps}; run the same command again to go on")
     else:

@@ -1,5 +1,8 @@
 """What the processes of one run agree on, and say once."""
 
+import contextlib
+from collections.abc import Iterator
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -14,6 +17,21 @@ def say(line: str) -> None:
 def everywhere(value: bool) -> bool:
     """Whether it holds on all processes, each of which has to ask."""
     return bool(np.all(multihost_utils.process_allgather(np.array(value))))
+
+
+def anywhere(value: bool) -> bool:
+    """Whether it holds on one process at least; each of them has to ask."""
+    return not everywhere(not value)
+
+
+@contextlib.contextmanager
+def led(name: str) -> Iterator[bool]:
+    """Yields whether this is the first process, which alone does what stands within; the others
+    wait for it, also where it fails, and then have to see for themselves what came of it."""
+    try:
+        yield jax.process_index() == 0
+    finally:
+        barrier(name)
 
 
 def barrier(name: str) -> None:

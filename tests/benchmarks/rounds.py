@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -138,7 +139,7 @@ class Experiment:
 
         folder = pathlib.Path(self._options.workdir) / f"seed_{self._seed}" / name
         settings = {"optimizer": self._optimizer, **changes}
-        train(
+        trained = train(
             self._options.data,
             str(folder),
             self._model,
@@ -152,6 +153,8 @@ class Experiment:
             tensorboard=False,
             **settings,
         )
+        if trained.step < steps:
+            sys.exit(f"stopped in {folder}; run again to go on")
         return str(folder)
 
     def _score(self, model: str, first: str, unit: str) -> pathlib.Path:

@@ -1,23 +1,41 @@
-"""A dataset of two sources, a run over a round of it, and its scores, for all tests that read."""
+"""A dataset of three sources, a run over a mixture of two of them, and its scores, for all tests
+that read."""
 
 import pytest
 import tiny_runs
 
+from pangu_tiny.data.prepare import prepare_data
 from pangu_tiny.rounds.score import score_batches
 
 STEPS = 12
+ORDER = {"seed": 3, "mixture": {"b": 1.0, "c": 2.0}}
 
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory):
-    return tiny_runs.prepare(tmp_path_factory.mktemp("dataset"))
+    folder = tmp_path_factory.mktemp("dataset")
+    tiny_runs.prepare(folder)
+    lines = (folder / "text.jsonl").read_text().splitlines(keepends=True)
+    sources = {}
+    for number, name in enumerate("abc"):
+        (folder / f"{name}.jsonl").write_text("".join(lines[number::3]))
+        sources[name] = str(folder / f"{name}.jsonl")
+    prepare_data(
+        sources,
+        str(folder / "several"),
+        tokenizer=str(folder / "data" / "tokenizer.model"),
+        sequence_length=32,
+        held_out_fraction=0.1,
+        processes=1,
+    )
+    return str(folder / "several")
 
 
 @pytest.fixture(scope="session")
 def trained(dataset, tmp_path_factory):
     """A first round of 12 steps of a schedule of 24."""
     workdir = tmp_path_factory.mktemp("trained") / "round_1"
-    tiny_runs.run(dataset, workdir, steps=STEPS, schedule_steps=2 * STEPS)
+    tiny_runs.run(dataset, workdir, steps=STEPS, schedule_steps=2 * STEPS, **ORDER)
     return str(workdir)
 
 

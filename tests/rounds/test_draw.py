@@ -95,28 +95,35 @@ def test_another_key_is_another_draw():
 @settings(deadline=None)
 def test_each_part_gives_its_share(units, parts, rate):
     count, parts = int(rate * units), min(parts, units)
-    found = draw_parts(np.linspace(0, 9, units), count, parts, "loss", 1.0, 0)
+    found = draw_parts(np.linspace(0, 9, units), count, parts, "loss", 1.0, [0])
     assert len(np.unique(found)) == count and (np.diff(found) > 0).all()
     for start, end in bounds(units, parts):
         share = np.sum((found >= start) & (found < end))
         assert abs(share - count * (end - start) / units) < 1
 
 
+def test_parts_are_drawn_apart():
+    """Of losses that are alike, other places are taken in each."""
+    found = draw_parts(np.zeros(400), 200, 2, "loss", 1.0, [0])
+    first, second = found[found < 200], found[found >= 200] - 200
+    assert 40 < len(np.intersect1d(first, second)) < 60
+
+
 def test_parts_draw_by_their_own_losses():
     """Whatever the parts' means: the second has losses so high that it would take all."""
     losses = np.concatenate([np.zeros(50), np.full(50, 1e3)])
-    assert draw_parts(losses, 50, 1, "loss", 1.0, 0).min() == 50
-    assert np.sum(draw_parts(losses, 50, 2, "loss", 1.0, 0) < 50) == 25
+    assert draw_parts(losses, 50, 1, "loss", 1.0, [0]).min() == 50
+    assert np.sum(draw_parts(losses, 50, 2, "loss", 1.0, [0]) < 50) == 25
 
 
 def test_units_that_are_not_finite_are_never_drawn():
     losses = np.zeros(20)
     losses[[3, 8]] = np.nan
     for seed in range(30):
-        found = draw_parts(losses, 9, 2, "loss", 1.0, seed)
+        found = draw_parts(losses, 9, 2, "loss", 1.0, [seed])
         assert not {3, 8} & set(found.tolist()) and len(found) == 9
     with pytest.raises(UserError, match=r"10 of the units 0 to 9 are to be drawn, 8 of them"):
-        draw_parts(losses, 20, 2, "loss", 1.0, 0)
+        draw_parts(losses, 20, 2, "loss", 1.0, [0])
 
 
 @given(SIZES, st.floats(0, 0.99))

@@ -14,6 +14,7 @@ from pangu_tiny.rounds.select import select_batches
 from pangu_tiny.training.metrics import read_row_losses
 from pangu_tiny.training.optimizer import Optimizer
 
+ORDER = {"seed": 3, "mixture": {"b": 1.0, "c": 2.0}}
 STEPS, BATCH = 12, tiny_runs.SETTINGS["global_batch"]
 
 
@@ -32,7 +33,8 @@ def by_sequence(score, tmp_path_factory):
 
 
 def later(dataset, trained, workdir, index, **changes):
-    settings = {"steps": STEPS // 2, "checkpoint": trained, "round_index": index} | changes
+    settings = {"steps": STEPS // 2, "checkpoint": trained, "round_index": index}
+    settings |= ORDER | changes
     return tiny_runs.run(dataset, workdir, **settings)
 
 
@@ -48,7 +50,7 @@ def test_exactly_what_was_drawn_is_trained(dataset, trained, tmp_path, unit, req
     """Row by row, in the order of the index, across an interruption."""
     folder, index = request.getfixturevalue(unit)
     later(dataset, trained, tmp_path / "whole", folder)
-    order = row_order(TokenDataset.open(dataset), "train", 0)
+    order = row_order(TokenDataset.open(dataset), "train", **ORDER)
     found = read_row_losses(str(tmp_path / "whole"))["row"]
     assert found.tolist() == [order[int(place)] for place in places(index)]
 
@@ -56,13 +58,17 @@ def test_exactly_what_was_drawn_is_trained(dataset, trained, tmp_path, unit, req
 def test_a_round_is_what_one_run_over_both_would_be(dataset, trained, tmp_path):
     """Moments, their count and the schedule go on: a first round and all of it once more give the
     bits of a run that was told to go through the same batches twice."""
-    order = Round(TokenDataset.open(dataset).digest, 0, None, BATCH, STEPS)
+    order = Round(TokenDataset.open(dataset).digest, **ORDER, global_batch=BATCH, batches=STEPS)
     every, model = np.arange(STEPS), open_checkpoint(trained).digest
     for name, units in (("once", every), ("twice", np.tile(every, 2))):
         (tmp_path / name).mkdir()
         RoundIndex(order, "batch", model, units, {}).write(tmp_path / name)
     tiny_runs.run(
-        dataset, tmp_path / "one_run", steps=2 * STEPS, round_index=str(tmp_path / "twice")
+        dataset,
+        tmp_path / "one_run",
+        steps=2 * STEPS,
+        round_index=str(tmp_path / "twice"),
+        **ORDER,
     )
     later(
         dataset,
@@ -106,17 +112,20 @@ def test_a_schedule_is_shared_between_runs():
     [
         ({"steps": 5}, "train.steps is 5, round index .* holds 6 batches"),
         ({"global_batch": 16}, "global_batch is 8 there, 16 here"),
-        ({"seed": 1}, "seed is 0 there, 1 here"),
-        ({"mixture": {"text": 1.0}}, "mixture is None there, {'text': 1.0} here"),
+        ({"seed": 1}, "seed is 3 there, 1 here"),
+        ({"mixture": None}, "mixture is {'b': 1.0, 'c': 2.0} there, None here"),
         ({"dataset": "other"}, "dataset is [0-9a-f]{12} there, [0-9a-f]{12} here"),
         (
             {"checkpoint": "10"},
             "follows the losses of model [0-9a-f]{12}, train.checkpoint .*/10 is",
         ),
         ({"index": "nowhere"}, "round index nowhere has no round_index.npz"),
-        ({"schedule_start": -1}, "schedule_start -1 and train.steps 6 go beyond"),
+        ({"schedule_start": -1}, "schedule_start is -1, expected 0 or more"),
         ({"schedule_steps": 5}, "go beyond train.schedule_steps 5"),
-        ({"checkpoint": None, "keep_moments": True}, "keep_moments = True needs train.checkpoint"),
+        (
+            {"checkpoint": None, "keep_moments": True},
+            "keep_moments = True needs a train.checkpoint that",
+        ),
     ],
 )
 def test_mistakes_are_named(dataset, trained, by_batch, tmp_path, changes, said):
@@ -124,7 +133,7 @@ def test_mistakes_are_named(dataset, trained, by_batch, tmp_path, changes, said)
     if changes.get("checkpoint"):
         changes = {"checkpoint": f"{trained}/checkpoints/10"}
     if changes.get("dataset"):
-        changes = {"checkpoint": None}  # which would be refused for its tokenizer
+        changes = {"checkpoint": None, "mixture": None}  # refused for its tokenizer, its sources
         dataset = tiny_runs.prepare(tmp_path / "other", held_out_fraction=0.2)
     with pytest.raises(UserError, match=said):
         later(dataset, trained, tmp_path / "run", **{"index": folder, **changes})

@@ -20,24 +20,23 @@ from pangu_tiny.training import metrics
 from pangu_tiny.training.step import Objective
 
 STEPS, BATCH = 12, tiny_runs.SETTINGS["global_batch"]
-ROWS = STEPS * BATCH
 
 
 @pytest.fixture(scope="module")
 def expected(dataset, trained):
-    """Nats and targets of every row of the round, on one device, a batch of training at a time."""
+    """Nats, targets and source of every row of the round, on one device, a batch of training at a
+    time."""
     opened = open_checkpoint(trained)
     rows = TokenDataset.open(dataset)
     objective = Objective(Decoder(opened.shape), rows.begin_id, rows.end_id, 64)
     params = opened.params()
-    loader = batches(rows, "train", BATCH, seed=0)
+    loader = batches(rows, "train", BATCH, seed=3, mixture={"b": 1.0, "c": 2.0})
     losses = jax.jit(lambda rows_bt: objective(params, rows_bt)[0].rows_b)
-    nats, row_ids = [], []
-    for _ in range(STEPS):
-        batch = next(loader)
-        nats.append(np.asarray(losses(batch["rows"])))
-        row_ids.append(batch["row_ids"])
-    return np.array(nats), tiny_runs.targets_of(dataset, np.concatenate(row_ids)).reshape(STEPS, -1)
+    found = [next(loader) for _ in range(STEPS)]
+    nats = np.array([losses(batch["rows"]) for batch in found])
+    row_ids = np.array([batch["row_ids"] for batch in found])
+    targets = tiny_runs.targets_of(dataset, row_ids.reshape(-1)).reshape(nats.shape)
+    return nats, targets, rows.source_ids("train", row_ids)
 
 
 def command(dataset, trained, workdir, hardware):
@@ -57,18 +56,20 @@ def assert_close(found, nats, targets):
 def test_every_batch_has_its_loss(scored, expected):
     """Sequences at once are not those of the training: 4 × 16 × 4 shards, more than the round."""
     found = Scores.open(str(scored))
-    nats, targets = expected
+    nats, targets, sources = expected
     assert found.unit == "batch" and found.nats.dtype == np.float64
     assert_close(found, nats.sum(axis=1), targets.sum(axis=1))
-    assert found.rows_by_source().tolist() == [ROWS]
+    assert found.rows_by_source().tolist() == [0, 32, 64]
+    assert found.sources[:, 2].tolist() == np.sum(sources == 2, axis=1).tolist()
     assert not (scored / "row_losses").exists()
 
 
 def test_every_sequence_has_its_loss(score, expected, tmp_path):
     found = score(tmp_path / "scores", unit="sequence", batch_size=20)
-    nats, targets = expected
+    nats, targets, sources = expected
     assert_close(found, nats.reshape(-1), targets.reshape(-1))
-    assert found.sources.tolist() == [0] * ROWS
+    np.testing.assert_array_equal(found.sources, sources.reshape(-1))
+    assert found.rows_by_source().tolist() == [0, 32, 64]
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -177,6 +178,7 @@ def other_rows(tmp_path_factory):
     [
         ({"unit": "token"}, "unit is 'token', expected one of batch, sequence"),
         ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"batch_size": 0}, "score_batches.batch_size 0 is not divisible by"),
         ({"batch_size": 6}, "score_batches.batch_size 6 is not divisible by"),
         ({"checkpoint": "nowhere"}, "no checkpoint there"),
         ({"dataset": "nowhere"}, "has no dataset.json"),

@@ -57,6 +57,7 @@ def test_an_index_is_read_as_it_was_drawn(write, tmp_path, unit, count, capsys):
     assert (again.round, again.unit) == (ROUND, unit)
     said = capsys.readouterr().out
     assert "20 of 50 batches" in said and "effective" in said and "entropy" in said
+    assert "overlap          100.00%" not in said, "a draw is compared with itself"
     page = (tmp_path / "index" / "report.html").read_text()
     assert page.count("data:image/png") == 2 and "source b" in page
     other = select_batches(folder, str(tmp_path / "other"), rate=0.4, seed=1)
@@ -64,9 +65,27 @@ def test_an_index_is_read_as_it_was_drawn(write, tmp_path, unit, count, capsys):
     assert other.identity["digest"] != found.identity["digest"]
 
 
-def test_the_order_is_kept_by_choice(write, tmp_path):
-    kept = select_batches(write(scores()), str(tmp_path / "index"), order="kept")
-    assert (np.diff(kept.units) > 0).all()
+def test_the_order_is_that_of_the_round_or_of_the_seed(write, tmp_path):
+    folder = write(scores())
+
+    def drawn(name, **settings):
+        return select_batches(folder, str(tmp_path / name), method="highest", **settings).units
+
+    kept, first, second = drawn("kept", order="kept"), drawn("0"), drawn("1", seed=1)
+    assert (np.diff(kept) > 0).all()
+    assert sorted(first) == sorted(second) == kept.tolist() and (first != second).any()
+
+
+def test_each_round_draws_anew_by_the_same_seed(write, tmp_path):
+    """Where losses hardly differ, the same noise would take the same batches in every round."""
+    flat = scores()
+    units = [
+        chosen(select_batches(write(dataclasses.replace(made, nats=1.0 * made.targets), name), str(
+            tmp_path / f"index_{name}"
+        )))
+        for name, made in (("a", flat), ("b", dataclasses.replace(flat, model="n" * 64)))
+    ]  # fmt: skip
+    assert len(np.intersect1d(*units)) < 20
 
 
 def test_losses_decide(write, tmp_path):
@@ -109,6 +128,8 @@ def test_losses_that_are_not_finite_are_named_or_left_out(write, tmp_path):
     folder = write(made)
     with pytest.raises(UserError, match=r"the loss of batch 4, 17 is NaN or infinite \(2 in all\)"):
         select_batches(folder, str(tmp_path / "index"))
+    with pytest.raises(UserError, match=r"choose a lower select_batches\.rate"):
+        select_batches(folder, str(tmp_path / "index"), rate=1.0, nonfinite="exclude")
     assert not (tmp_path / "index").exists()
     found = select_batches(
         folder, str(tmp_path / "index"), rate=0.96, nonfinite="exclude", clip=0.1
@@ -128,6 +149,7 @@ def test_losses_that_are_not_finite_are_named_or_left_out(write, tmp_path):
         ({"nonfinite": "x"}, "nonfinite is 'x'"),
         ({"temperature": 0.0}, "temperature is 0.0, expected a positive number"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": 1e-320}, "temperature .* is too small for losses of 2.9"),
         ({"parts": 0}, "parts is 0, expected at least 1"),
         ({"parts": 51}, "parts is 51, the round has 50 units"),
         ({"clip": 1.0}, "clip is 1.0"),
@@ -169,7 +191,7 @@ def test_damaged_files_are_refused(write, tmp_path):
         {"nats": short.nats[:9], "targets": short.targets, "sources": short.sources},
         short.about,
     )
-    with pytest.raises(UserError, match="has 9 units, its round 50"):
+    with pytest.raises(UserError, match=r"has arrays of {.*\(9,\).*}, its round has 50 units"):
         Scores.open(str(folder))
 
 

@@ -14,6 +14,7 @@ from pangu_tiny.reproduce.rounds import train_rounds
 from pangu_tiny.rounds.scores import Scores
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.training.metrics import read_metrics, read_row_losses
+from pangu_tiny.training.optimizer import Optimizer
 from pangu_tiny.workdir import read_identity
 
 STEPS, LATER = 8, 4
@@ -103,12 +104,24 @@ def test_rounds_may_restart_the_schedule(dataset, tmp_path):
     workdir, log = tmp_path / "rounds", tmp_path / "log"
     changes = {"rounds": 2, "schedule": "restart", "restart_fraction": 0.25}
     flags = [f"--gin.train_rounds.{name}={value}" for name, value in changes.items()]
+    flags.append("--gin.Optimizer.learning_rate=None")  # by the paper's rule
     assert tiny_runs.start(command(dataset, workdir) + flags, 1, log).wait() == 0, log.read_text()
     assert "12 steps in all: 8 in round 1, 4 in each of the later ones" in log.read_text()
     first, second = (read_identity(workdir / f"round_{number}") for number in (1, 2))
     assert (first["schedule"], second["schedule"]) == ([0, STEPS], [0, LATER])
-    assert second["optimizer"]["learning_rate"] == 0.25 * tiny_runs.RATE
+    assert second["optimizer"]["learning_rate"] == 0.25 * Optimizer().peak_rate(8 * 32)
     assert second["keep_moments"] and not first["keep_moments"]
+
+
+def test_processes_stop_together(dataset, tmp_path):
+    """Where the first one, which draws alone, finds a folder that is not its own."""
+    (tmp_path / "rounds" / "index_2").mkdir(parents=True)
+    (tmp_path / "rounds" / "index_2" / "foreign").touch()
+    argv = [flag for flag in command(dataset, tmp_path / "rounds") if "Hardware.fsdp" not in flag]
+    children = tiny_runs.start_together([*argv, "--gin.Hardware.fsdp=8"], tmp_path)
+    assert [child.wait() for child in children] == [2, 2]
+    assert "index_2 is not empty" in (tmp_path / "log0").read_text()
+    assert "has no round_index.npz" in (tmp_path / "log1").read_text()
 
 
 @pytest.mark.parametrize(
