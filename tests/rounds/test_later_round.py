@@ -45,14 +45,28 @@ def places(index):
     return (index.units[:, None] * BATCH + np.arange(BATCH)).reshape(-1)
 
 
-@pytest.mark.parametrize("unit", ["by_batch", "by_sequence"])
-def test_exactly_what_was_drawn_is_trained(dataset, trained, tmp_path, unit, request):
-    """Row by row, in the order of the index, across an interruption."""
-    folder, index = request.getfixturevalue(unit)
-    later(dataset, trained, tmp_path / "whole", folder)
+@pytest.fixture(scope="module")
+def second(dataset, trained, by_batch, tmp_path_factory):
+    """A second round that starts with fresh moments."""
+    workdir = tmp_path_factory.mktemp("second") / "run"
+    later(dataset, trained, workdir, by_batch[0])
+    return workdir
+
+
+def trains(dataset, workdir, index):
+    """Row by row, in the order of the index."""
     order = row_order(TokenDataset.open(dataset), "train", **ORDER)
-    found = read_row_losses(str(tmp_path / "whole"))["row"]
-    assert found.tolist() == [order[int(place)] for place in places(index)]
+    found = read_row_losses(str(workdir))["row"]
+    return found.tolist() == [order[int(place)] for place in places(index)]
+
+
+def test_exactly_the_batches_that_were_drawn_are_trained(dataset, second, by_batch):
+    assert trains(dataset, second, by_batch[1])
+
+
+def test_exactly_the_sequences_that_were_drawn_are_trained(dataset, trained, by_sequence, tmp_path):
+    later(dataset, trained, tmp_path / "run", by_sequence[0])
+    assert trains(dataset, tmp_path / "run", by_sequence[1])
 
 
 def test_a_round_is_what_one_run_over_both_would_be(dataset, trained, tmp_path):
@@ -91,11 +105,9 @@ def test_a_round_is_what_one_run_over_both_would_be(dataset, trained, tmp_path):
     tiny_runs.assert_same_bits(found, expected)
 
 
-def test_without_its_moments_a_round_is_another_one(dataset, trained, by_batch, tmp_path):
-    folder, _ = by_batch
-    for name, keep in (("fresh", False), ("kept", True)):
-        later(dataset, trained, tmp_path / name, folder, keep_moments=keep)
-    fresh, kept = (tiny_runs.state_of(tmp_path / name, STEPS // 2) for name in ("fresh", "kept"))
+def test_without_its_moments_a_round_is_another_one(dataset, trained, by_batch, second, tmp_path):
+    later(dataset, trained, tmp_path / "kept", by_batch[0], keep_moments=True)
+    fresh, kept = (tiny_runs.state_of(run, STEPS // 2) for run in (second, tmp_path / "kept"))
     assert any((fresh[name] != kept[name]).any() for name in fresh if name.startswith("params"))
 
 
@@ -140,7 +152,6 @@ def test_mistakes_are_named(dataset, trained, by_batch, tmp_path, changes, said)
     assert not (tmp_path / "run").exists()
 
 
-def test_another_index_is_another_run(dataset, trained, by_batch, by_sequence, tmp_path):
-    later(dataset, trained, tmp_path / "run", by_batch[0])
+def test_another_index_is_another_run(dataset, trained, second, by_sequence):
     with pytest.raises(UserError, match=r"holds another run: round_index\.digest is"):
-        later(dataset, trained, tmp_path / "run", by_sequence[0])
+        later(dataset, trained, second, by_sequence[0])
