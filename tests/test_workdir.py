@@ -67,7 +67,9 @@ def test_a_folder_is_absolute_and_a_url_stays(tmp_path, monkeypatch):
 def test_a_kill_while_claiming_does_not_lock_the_folder(tmp_path, monkeypatch):
     """All that such a kill leaves is the temporary file."""
     with monkeypatch.context() as patch:
-        patch.setattr(type(epath.Path(tmp_path)), "replace", lambda *_: 1 / 0)
+        path = type(epath.Path(tmp_path))
+        patch.setattr(path, "replace", lambda *_: 1 / 0)
+        patch.setattr(path, "unlink", lambda *_, **__: None)  # who is killed cleans up nothing
         with pytest.raises(ZeroDivisionError):
             claim(tmp_path, "train", IDENTITY)
     assert [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
@@ -83,6 +85,7 @@ def test_writes_are_whole_or_not_at_all(tmp_path, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             write_atomically(file, "new")
     assert file.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.json"], "what failed leaves its temporary file"
     write_atomically(file, b"\x00bytes")
     assert file.read_bytes() == b"\x00bytes"
 
