@@ -52,10 +52,8 @@ def read_described(path: epath.Path) -> tuple[dict[str, Any], dict[str, np.ndarr
     """`about`, and the arrays.
 
     Raises:
-      UserError: there is no such file, or it is something else.
+      UserError: it is something else.
     """
-    if not path.exists():
-        raise UserError(f"{path} does not exist")
     arrays = read_arrays(path)
     try:
         return json.loads(arrays.pop(_ABOUT).tobytes()), arrays

@@ -15,6 +15,9 @@ from pangu_tiny.errors import UserError
 
 METHODS = ("loss", "uniform", "highest")
 
+PARTS = 8
+"""Into how many parts the paper's figure of forgetting cuts a round, and so do the reports."""
+
 
 class Spread(NamedTuple):
     """How uneven p is: 1 / Σ p² and −Σ p · log p, in nats; both at their largest, the number of

@@ -8,13 +8,10 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from pangu_tiny.page import page, paragraph, picture, section, table
-from pangu_tiny.rounds.draw import bounds
+from pangu_tiny.rounds.draw import PARTS, bounds
 from pangu_tiny.rounds.scores import Scores
 from pangu_tiny.training.metrics import read_records, row_loss_files
 from pangu_tiny.workdir import write_atomically
-
-PARTS = 8
-"""Into how many parts the paper's figure of forgetting cuts a round."""
 
 EXPLAINED = (
     "The batches of the first round in parts, in the order in which they were trained: their loss"

@@ -8,12 +8,9 @@ from matplotlib.figure import Figure
 
 from pangu_tiny.data.round import UNITS
 from pangu_tiny.page import page, paragraph, picture, section, table
-from pangu_tiny.rounds.draw import Spread, bounds
+from pangu_tiny.rounds.draw import PARTS, Spread, bounds
 from pangu_tiny.rounds.scores import Scores
 from pangu_tiny.workdir import write_atomically
-
-PARTS = 8
-"""Into how many parts a round is cut to show where units were taken."""
 
 RUNS_AWAY = 1.5
 """From which ratio of a source's share on one is warned of it."""
@@ -60,7 +57,7 @@ class Selection:
             "effective number": f"{spread.effective_units:,.0f}, "
             f"{spread.effective_units / units:.2%} of all",
             "entropy": f"{spread.entropy:.4f} nats, uniform {np.log(units):.4f}",
-            "mean loss": f"taken {taken:.4f}, left {left:.4f}",
+            "mean loss": f"taken {taken:.4f}" + (f", left {left:.4f}" if count < units else ""),
             "overlap": f"{self.overlap:.2%} of another draw's, uniform {count / units:.2%}",
         }
         if self.excluded:
