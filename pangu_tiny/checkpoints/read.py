@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
 
+from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import parameter_shapes
 from pangu_tiny.model.shape import ModelShape
@@ -55,11 +56,25 @@ class Checkpoint(NamedTuple):
         """Whether the optimizer's state lies beside the parameters, as training leaves it."""
         return (self.path / "optimizer").exists()
 
-    def takes(self, sequence_length: int) -> bool:
-        """Whether rows of that many targets fit: those that it was trained on, or, where it was
-        imported or cut and not trained since, any that are not longer than it allows."""
-        allowed = self.about["sequence_length"]
-        return sequence_length == allowed or (self.about["step"] == 0 and sequence_length < allowed)
+    def check_rows(self, rows: TokenDataset) -> None:
+        """Refuses rows of another tokenizer, or of another length than it was trained on; where it
+        was imported or cut and not trained since, shorter ones will do.
+
+        Raises:
+          UserError: names what differs.
+        """
+        tokenizer, allowed = self.about["identity"]["tokenizer"], self.about["sequence_length"]
+        if rows.tokenizer_digest != tokenizer:
+            raise UserError(
+                f"dataset {rows.path} was made with tokenizer {rows.tokenizer_digest[:12]}, "
+                f"checkpoint {self.path} reads {tokenizer[:12]}: prepare the text in its own ids"
+            )
+        shorter = self.about["step"] == 0 and rows.sequence_length < allowed
+        if rows.sequence_length != allowed and not shorter:
+            raise UserError(
+                f"dataset {rows.path} has rows of {rows.sequence_length} targets, checkpoint "
+                f"{self.path} takes {allowed}"
+            )
 
     def params(self, shardings: Any = None) -> dict[str, Any]:
         """The parameters as float32 arrays, laid out by `shardings` (a tree) if given.

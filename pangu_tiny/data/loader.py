@@ -1,9 +1,10 @@
-"""Batches of rows, on Grain: batch i is a pure function of (dataset, mixture, seed, i).
+"""Batches of rows, on Grain: batch i is a pure function of (dataset, mixture, shuffle, seed, i).
 
 Rows come in an endless order. Without a mixture, an epoch is a permutation of all rows of the
 split, another one for each epoch, given by the dataset's digest, the seed and the epoch. With a
 mixture, each source goes through its own rows in that way, and the sources take turns as evenly as
-their weights allow. Batch i is rows i·B to i·B + B - 1 of the order, so what an epoch leaves over
+their weights allow. Without shuffling, rows come as they are stored, one source behind the other.
+Batch i is rows i·B to i·B + B - 1 of the order, so what an epoch leaves over
 opens the next one. Nothing is kept in memory but the rows on their way: any place in the order can
 be computed on its own. A later round of training goes through chosen units of that order, see
 `Drawn`.
@@ -45,6 +46,7 @@ def batches(
     global_batch: int,
     seed: int,
     mixture: dict[str, float] | None = None,
+    shuffle: bool = True,
     positions: np.ndarray | None = None,
     start: int = 0,
     drawn: Drawn | None = None,
@@ -59,6 +61,7 @@ def batches(
       seed: of the order.
       mixture: weight of each source by its name; a source that is not named is left out. The
         weights are shares of rows. By default every row comes once in an epoch.
+      shuffle: False takes rows as they are stored.
       positions: places within the global batch that this process serves; by default all.
       start: number of the first batch.
       drawn: serves these units alone, and ends behind the last whole batch of them.
@@ -71,7 +74,9 @@ def batches(
     Raises:
       UserError: a bad mixture, or a split without rows.
     """
-    served = batch_dataset(dataset, split, global_batch, seed, mixture, positions, drawn, prefetch)
+    served = batch_dataset(
+        dataset, split, global_batch, seed, mixture, shuffle, positions, drawn, prefetch
+    )
     iterator = iter(served)
     if start:
         iterator.set_state({"next_index": start})
@@ -84,12 +89,13 @@ def batch_dataset(
     global_batch: int,
     seed: int,
     mixture: dict[str, float] | None = None,
+    shuffle: bool = True,
     positions: np.ndarray | None = None,
     drawn: Drawn | None = None,
     prefetch: int = 4,
 ) -> grain.IterDataset:
     """The Grain dataset that `batches` iterates over."""
-    order = row_order(dataset, split, seed, mixture)
+    order = row_order(dataset, split, seed, mixture, shuffle)
     places = np.arange(global_batch) if positions is None else np.asarray(positions)
     if places.size and not (places.min() >= 0 and places.max() < global_batch):
         raise ValueError(f"positions {places} lie outside a batch of {global_batch} rows")
@@ -133,7 +139,11 @@ def held_out_batches(
 
 
 def row_order(
-    dataset: TokenDataset, split: str, seed: int, mixture: dict[str, float] | None = None
+    dataset: TokenDataset,
+    split: str,
+    seed: int,
+    mixture: dict[str, float] | None = None,
+    shuffle: bool = True,
 ) -> grain.MapDataset:
     """The endless order of rows: item k is the number of the row at place k.
 
@@ -143,21 +153,24 @@ def row_order(
     if not dataset.rows(split):
         raise UserError(f"dataset {dataset.path} has no rows in split {split!r}")
     if mixture is None:
-        return _endless(0, dataset.rows(split), [dataset.digest, split, seed])
+        return _endless(0, dataset.rows(split), shuffle, [dataset.digest, split, seed])
     weights = _check_mixture(dataset, split, mixture)
     orders = [
-        _endless(first, count, [dataset.digest, split, seed, weights, source])
+        _endless(first, count, shuffle, [dataset.digest, split, seed, weights, source])
         for source, (first, count) in enumerate(dataset.source_rows(split))
         if weights[source]
     ]
     return grain.MapDataset.mix(orders, [weight for weight in weights if weight])
 
 
-def _endless(first: int, count: int, key: list[Any]) -> grain.MapDataset:
+def _endless(first: int, count: int, shuffle: bool, key: list[Any]) -> grain.MapDataset:
+    rows = grain.MapDataset.range(first, first + count)
+    if not shuffle:
+        return rows.repeat()
     digest = hashlib.sha256(json.dumps(key).encode()).digest()
     # Grain adds the number of the epoch to this seed.
     seed = int.from_bytes(digest[:4], "big")
-    return grain.MapDataset.range(first, first + count).shuffle(seed=seed).repeat()
+    return rows.shuffle(seed=seed).repeat()
 
 
 def _prefetched(dataset: grain.MapDataset, prefetch: int) -> grain.IterDataset:

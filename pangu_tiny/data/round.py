@@ -16,7 +16,7 @@ class Round:
 
     Attributes:
       dataset: digest.
-      seed, mixture, global_batch: of the order, see `data/loader.py`.
+      seed, mixture, shuffle, global_batch: of the order, see `data/loader.py`.
       batches: how many.
 
     Raises:
@@ -26,6 +26,7 @@ class Round:
     dataset: str
     seed: int
     mixture: dict[str, float] | None
+    shuffle: bool
     global_batch: int
     batches: int
 

@@ -43,18 +43,9 @@ def evaluate(
     opened = open_checkpoint(checkpoint)
     rows = TokenDataset.open(dataset)
     held_out = rows.description["splits"]["held_out"]
-    if opened.about["identity"]["tokenizer"] != rows.tokenizer_digest:
-        raise UserError(
-            f"dataset {dataset} was made with tokenizer {rows.tokenizer_digest[:12]}, checkpoint "
-            f"{checkpoint} was trained with {opened.about['identity']['tokenizer'][:12]}"
-        )
+    opened.check_rows(rows)
     if not held_out["targets"]:
         raise UserError(f"dataset {dataset} holds nothing out: prepare_data.held_out_fraction is 0")
-    if not opened.takes(rows.sequence_length):
-        raise UserError(
-            f"dataset {dataset} has rows of {rows.sequence_length} targets, checkpoint "
-            f"{checkpoint} was trained on rows of {opened.about['sequence_length']}"
-        )
     mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
     check_divides(opened.shape, mesh)
     decoder = Decoder(

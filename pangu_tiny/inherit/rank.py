@@ -193,17 +193,7 @@ def _check(
             f"LayerChoice.score = {layer_choice.score!r} needs held-out rows, dataset {rows.path} "
             f"has none; choose 'influence', or a rule that measures nothing"
         )
-    tokenizer = opened.about["identity"]["tokenizer"]
-    if rows.tokenizer_digest != tokenizer:
-        raise UserError(
-            f"dataset {rows.path} was made with tokenizer {rows.tokenizer_digest[:12]}, teacher "
-            f"{opened.path} reads {str(tokenizer)[:12]}: prepare the text in the teacher's own ids"
-        )
-    if not opened.takes(rows.sequence_length):
-        raise UserError(
-            f"dataset {rows.path} has rows of {rows.sequence_length} targets, teacher "
-            f"{opened.path} takes {opened.about['sequence_length']}"
-        )
+    opened.check_rows(rows)
 
 
 class _Work:

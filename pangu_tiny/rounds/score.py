@@ -67,7 +67,12 @@ def score_batches(
     round_ = first_round(trained)
     rows = TokenDataset.open(dataset)
     dtype = dtype or opened.about.get("dtype", "float32")
-    _check(opened, rows, round_)
+    if rows.digest != round_.dataset:
+        raise UserError(
+            f"dataset {rows.path} is {rows.digest[:12]}, the round was trained on "
+            f"{round_.dataset[:12]}"
+        )
+    opened.check_rows(rows)
     mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
     check_divides(opened.shape, mesh)
     if batch_size is None:
@@ -120,10 +125,8 @@ def first_round(checkpoint: Checkpoint) -> Round:
             f"checkpoint {checkpoint.path} was not trained, and has no batches to score; "
             f"score_batches.round_of says whose are meant"
         )
-    return Round(
-        **{name: identity[name] for name in ("dataset", "seed", "mixture", "global_batch")},
-        batches=checkpoint.about["step"],
-    )
+    order = ("dataset", "seed", "mixture", "shuffle", "global_batch")
+    return Round(**{name: identity[name] for name in order}, batches=checkpoint.about["step"])
 
 
 def check_scoring(unit: str, dtype: str | None) -> None:
@@ -136,25 +139,6 @@ def check_scoring(unit: str, dtype: str | None) -> None:
         raise UserError(f"score_batches.unit is {unit!r}, expected one of {', '.join(UNITS)}")
     if dtype not in (None, *DTYPES):
         raise UserError(f"score_batches.dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
-
-
-def _check(opened: Checkpoint, rows: TokenDataset, round_: Round) -> None:
-    if rows.digest != round_.dataset:
-        raise UserError(
-            f"dataset {rows.path} is {rows.digest[:12]}, the round was trained on "
-            f"{round_.dataset[:12]}"
-        )
-    tokenizer = opened.about["identity"]["tokenizer"]
-    if tokenizer != rows.tokenizer_digest:
-        raise UserError(
-            f"dataset {rows.path} was made with tokenizer {rows.tokenizer_digest[:12]}, checkpoint "
-            f"{opened.path} reads {str(tokenizer)[:12]}"
-        )
-    if not opened.takes(rows.sequence_length):
-        raise UserError(
-            f"dataset {rows.path} has rows of {rows.sequence_length} targets, checkpoint "
-            f"{opened.path} takes {opened.about['sequence_length']}"
-        )
 
 
 def _score(
@@ -183,6 +167,7 @@ def _score(
         at_once,
         round_.seed,
         mixture=round_.mixture,
+        shuffle=round_.shuffle,
         positions=feed.positions,
         start=start // at_once,
     )

@@ -57,6 +57,7 @@ def train(
     steps: int,
     global_batch: int,
     mixture: dict[str, float] | None = None,
+    shuffle: bool = True,
     checkpoint: str | None = None,
     round_index: str | None = None,
     keep_moments: bool = False,
@@ -85,10 +86,11 @@ def train(
       steps: optimizer steps in all.
       global_batch: sequences per step, over all devices.
       mixture: weight by source name; None takes every row once per epoch.
+      shuffle: False takes rows as they are stored, one source behind the other.
       checkpoint: parameters to start from instead of random ones.
       round_index: workdir of select-batches; trains on what was drawn there instead of on the
-        whole order. `steps`, `seed`, `mixture` and `global_batch` have to be those of the draw, and
-        `checkpoint`, if any, the model that was scored for it.
+        whole order. `steps`, `seed`, `mixture`, `shuffle` and `global_batch` have to be those of
+        the draw, and `checkpoint`, if any, the model that was scored for it.
       keep_moments: start from the moments of Adam in `checkpoint` as well.
       schedule_start, schedule_steps: the first step of this run within the schedule of the
         learning rate, and the length of that schedule, where other runs share it; None is the end
@@ -137,7 +139,8 @@ def train(
     decoder = Decoder(model, DTYPES[dtype], hardware.attention, hardware.remat, hardware.unroll)
     rows = TokenDataset.open(dataset)
     _check_dataset(rows, model)
-    row_order(rows, "train", seed, mixture)  # for its complaints, before anything is written
+    # For its complaints, before anything is written.
+    row_order(rows, "train", seed, mixture, shuffle)
     mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
     check_divides(model, mesh)
     feed = Feed(mesh, global_batch, hardware.per_device_batch)
@@ -151,7 +154,7 @@ def train(
         )
     index = RoundIndex.open(round_index) if round_index else None
     if index:
-        here = Round(rows.digest, seed, mixture, global_batch, index.round.batches)
+        here = Round(rows.digest, seed, mixture, shuffle, global_batch, index.round.batches)
         _check_index(index, round_index, here, steps, start_from)
     identity = {
         "model": dataclasses.asdict(model),
@@ -159,6 +162,7 @@ def train(
         "tokenizer": rows.tokenizer_digest,
         "sequence_length": rows.sequence_length,
         "mixture": mixture,
+        "shuffle": shuffle,
         "global_batch": global_batch,
         "steps": steps,
         "seed": seed,
@@ -224,6 +228,7 @@ def train(
             global_batch,
             seed,
             mixture=mixture,
+            shuffle=shuffle,
             positions=feed.positions,
             start=start,
             drawn=index and Drawn(index.units, index.rows),
@@ -289,20 +294,11 @@ def _check_dataset(rows: TokenDataset, model: ModelShape) -> None:
 
 
 def _check_start(start: Checkpoint, model: ModelShape, rows: TokenDataset) -> None:
-    """Refuses to go on from a checkpoint of another shape or tokenizer or other rows."""
-    there, here = (
-        {f"ModelShape.{name}": value for name, value in dataclasses.asdict(shape).items()}
-        for shape in (start.shape, model)
-    )
-    there["tokenizer"], here["tokenizer"] = (
-        start.about["identity"]["tokenizer"],
-        rows.tokenizer_digest,
-    )
-    if not start.takes(rows.sequence_length):
-        there["sequence_length"] = start.about["sequence_length"]
-        here["sequence_length"] = rows.sequence_length
+    """Refuses to go on from a checkpoint of another shape or of other rows."""
+    start.check_rows(rows)
+    there, here = dataclasses.asdict(start.shape), dataclasses.asdict(model)
     differences = [
-        f"{name} is {there[name]} there, {here[name]} here"
+        f"ModelShape.{name} is {there[name]} there, {here[name]} here"
         for name in here
         if there[name] != here[name]
     ]

@@ -180,7 +180,7 @@ def train_step(
             gradient, rows = jax.lax.scan(accumulate, zeros, batch.rows_abt)
         row_nats, row_targets = (part.reshape(-1) for part in rows)
         loss = jnp.sum(row_nats) / targets
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, optimizer = transformation.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)

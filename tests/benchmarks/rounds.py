@@ -4,10 +4,11 @@ python tests/benchmarks/rounds.py --data=DATASET --workdir=FOLDER [--steps=480] 
     [--rows on_top/one on_top/loss_50 …]
 
 "on_top" takes the paper's way: one corpus, which later rounds go through again. "equal" gives every
-row the same number of steps in all, so that a row of two rounds has seen less text. A seed decides
-initialisation, order and draws; differences are paired by it. Every stage keeps its folder below
-FOLDER: run again, it goes on where it was interrupted. Prints a table, and leaves rounds.json and
-rounds.png in FOLDER.
+row the same number of steps in all, so that a row of two rounds has seen less text. "in_turn" is
+"on_top" but for the shuffling of the first round: the model learns one source after the other, and
+forgets the first; let --steps go through the dataset once. A seed decides initialisation, order and
+draws; differences are paired by it. Every stage keeps its folder below FOLDER: run again, it goes
+on where it was interrupted. Prints a table, and leaves rounds.json and rounds.png in FOLDER.
 """
 
 import argparse
@@ -38,6 +39,7 @@ ROWS = {
     "uniform_50": Row((0.5,), (("method", "uniform"),)),
     "loss_25": Row((0.25,)),
     "three_50": Row((0.5, 0.5)),
+    "parts_50": Row((0.5,), (("parts", 8),)),
     "cold_50": Row((0.5,), (("temperature", 0.05),)),
     "highest_50": Row((0.5,), (("method", "highest"),)),
     "sequence_50": Row((0.5,), unit="sequence"),
@@ -47,7 +49,12 @@ ROWS = {
     "restart_25_50": Row((0.5,), restart=0.25),
 }
 PAPER = ("one", "loss_100", "loss_50", "uniform_50", "loss_25", "three_50")
-DEFAULT = [f"on_top/{name}" for name in ROWS] + [f"equal/{name}" for name in PAPER]
+IN_TURN = ("one", "loss_100", "loss_50", "uniform_50", "parts_50", "highest_50", "sequence_50")
+DEFAULT = [
+    *(f"on_top/{name}" for name in ROWS),
+    *(f"equal/{name}" for name in PAPER),
+    *(f"in_turn/{name}" for name in IN_TURN),
+]
 
 
 class Experiment:
@@ -91,8 +98,11 @@ class Experiment:
         later = [round(rate * steps) for rate in row.rates]
         total = steps + sum(later)
         shared = row.restart is None
-        first = self._train(f"round_1-{steps}-{total if shared else steps}", steps, {
+        shuffle = protocol != "in_turn"
+        stored = "" if shuffle else "-stored"
+        first = self._train(f"round_1-{steps}-{total if shared else steps}{stored}", steps, {
             "schedule_steps": total if shared else None,
+            "shuffle": shuffle,
         })  # fmt: skip
         last, done = first, steps
         optimizer = self._optimizer
@@ -115,6 +125,7 @@ class Experiment:
                     "checkpoint": last,
                     "round_index": f"{index}-index",
                     "keep_moments": True,
+                    "shuffle": shuffle,
                 },
             )
             done += count
@@ -169,8 +180,9 @@ def summarise(rows: dict[str, dict[str, Any]], folder: pathlib.Path, bytes_a_ste
     """Prints the table of what is finished, and draws it."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    bars, parts = figure.subplots(1, 2)
+    figure = Figure(figsize=(14, 5), layout="constrained")
+    bars, *by_part = figure.subplots(1, 3)
+    by_part = dict(zip(("on_top", "in_turn"), by_part, strict=True))
     print(
         f"\n{'row':26} {'steps':>14} {'MB seen':>8} {'held-out bits/byte':>19} "
         f"{'training set, nats':>19}   less than one round, paired"
@@ -179,9 +191,10 @@ def summarise(rows: dict[str, dict[str, Any]], folder: pathlib.Path, bytes_a_ste
         values = np.array([found["held_out"] for found in seeds.values()])
         losses = np.array([found["train_loss"] for found in seeds.values()])
         steps = next(iter(seeds.values()))["steps"]
-        one = rows.get(f"{name.split('/')[0]}/one") or rows["on_top/one"]
+        protocol, kind = name.split("/")
+        one = rows.get(f"{protocol}/one") or rows["on_top/one"]
         pairs = [one[seed]["held_out"] - seeds[seed]["held_out"] for seed in seeds if seed in one]
-        gain = interval(pairs) if not name.endswith("/one") else "-"
+        gain = interval(pairs) if kind != "one" else "-"
         seen = steps[0] * bytes_a_step / 1e6
         print(
             f"{name:26} {'+'.join(map(str, steps)):>14} {seen:8.2f} {spread(values):>19} "
@@ -194,15 +207,19 @@ def summarise(rows: dict[str, dict[str, Any]], folder: pathlib.Path, bytes_a_ste
             fmt="o",
             ms=4,
         )
-        if name in [f"on_top/{kind}" for kind in PAPER]:
+        if protocol in by_part and kind in PAPER + IN_TURN:
             means = np.mean([found["parts"] for found in seeds.values()], axis=0)
-            parts.plot(np.arange(1, len(means) + 1), means, marker="o", ms=3, label=name[7:])
+            places = np.arange(1, len(means) + 1)
+            by_part[protocol].plot(places, means, marker="o", ms=3, label=kind)
     bars.set(xlabel="held-out bits per byte, mean and range")
     bars.invert_yaxis()
     bars.grid(alpha=0.3)
-    parts.set(xlabel="part of the first round", ylabel="nats per token at the end")
-    parts.grid(alpha=0.3)
-    parts.legend()
+    for protocol, parts in by_part.items():
+        parts.set(
+            title=protocol, xlabel="part of the first round", ylabel="nats per token at the end"
+        )
+        parts.grid(alpha=0.3)
+        parts.legend()
     figure.savefig(folder / "rounds.png", dpi=110)
 
 

@@ -55,7 +55,7 @@ def _write(folder, unit, batches, global_batch, units, kind, count_kind):
     targets = np.full(units, 2048, count_kind)
     nats = (2048 * random.normal(3, 0.3, units)).astype(kind)
     sources = np.ones((units, 1), "i4") if unit == "batch" else np.zeros(units, "i2")
-    order = Round("d" * 64, 0, None, global_batch, batches)
+    order = Round("d" * 64, 0, None, True, global_batch, batches)
     path = epath.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     Scores(order, unit, "m" * 64, "float32", ["text"], nats, targets, sources).write(path)

@@ -1,4 +1,4 @@
-"""The loader: batch i is a pure function of (dataset, mixture, seed, i)."""
+"""The loader: batch i is a pure function of (dataset, mixture, shuffle, seed, i)."""
 
 import itertools
 
@@ -81,6 +81,17 @@ def test_mixtures_take_sources_by_weight_and_each_row_in_turn(dataset):
     alone = ids(dataset, 50, mixture={"b": 0.1})
     assert set(dataset.source_ids("train", alone)) == {1}
     assert (order[:600] != ids(dataset, 100, mixture={"a": 1.0, "b": 2.0})).any()
+
+
+def test_without_shuffling_rows_come_as_they_are_stored(dataset):
+    rows = dataset.rows("train")
+    order = ids(dataset, 2 * rows // BATCH, shuffle=False)
+    np.testing.assert_array_equal(order, np.arange(len(order)) % rows)
+    (_, count), _ = dataset.source_rows("train")
+    taken = ids(dataset, 200, mixture={"a": 1.0, "b": 3.0}, shuffle=False)
+    for source, first, several in ((0, 0, count), (1, count, rows - count)):
+        own = taken[dataset.source_ids("train", taken) == source]
+        np.testing.assert_array_equal(own, first + np.arange(len(own)) % several)
 
 
 @pytest.mark.parametrize(

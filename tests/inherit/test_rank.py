@@ -338,11 +338,11 @@ def test_damaged_rankings(found, tmp_path):
 
 def test_a_dataset_in_other_ids_is_refused(rows, ranked_shape, ranked_params, tmp_path):
     teacher = save(tmp_path / "t", ranked_shape, ranked_params, sequence_length=32)
-    with pytest.raises(UserError, match="prepare the text in the teacher's own ids"):
+    with pytest.raises(UserError, match="prepare the text in its own ids"):
         rank(teacher, tmp_path / "no", rows)
     short = (rows.tokenizer_digest, rows.tokenizer_bytes())
     teacher = save(tmp_path / "s", ranked_shape, ranked_params, tokenizer=short, sequence_length=16)
-    with pytest.raises(UserError, match=r"rows of 32 targets, teacher .* takes 16"):
+    with pytest.raises(UserError, match=r"rows of 32 targets, checkpoint .* takes 16"):
         rank(teacher, tmp_path / "no", rows)
 
 

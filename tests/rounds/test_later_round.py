@@ -14,7 +14,7 @@ from pangu_tiny.rounds.select import select_batches
 from pangu_tiny.training.metrics import read_row_losses
 from pangu_tiny.training.optimizer import Optimizer
 
-ORDER = {"seed": 3, "mixture": {"b": 1.0, "c": 2.0}}
+ORDER = {"seed": 3, "mixture": {"b": 1.0, "c": 2.0}, "shuffle": True}
 STEPS, BATCH = 12, tiny_runs.SETTINGS["global_batch"]
 
 

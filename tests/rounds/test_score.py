@@ -72,6 +72,14 @@ def test_every_sequence_has_its_loss(score, expected, tmp_path):
     assert found.rows_by_source().tolist() == [0, 32, 64]
 
 
+def test_a_round_that_was_not_shuffled_is_scored_as_it_was_trained(dataset, score, tmp_path):
+    tiny_runs.run(dataset, tmp_path / "run", steps=2, shuffle=False)
+    found = score(tmp_path / "scores", checkpoint=str(tmp_path / "run"), unit="sequence")
+    rows = np.arange(2 * BATCH)
+    np.testing.assert_array_equal(metrics.read_row_losses(str(tmp_path / "run"))["row"], rows)
+    np.testing.assert_array_equal(found.targets, tiny_runs.targets_of(dataset, rows))
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_one_device_and_two_processes_find_the_same(dataset, trained, scored, tmp_path, processes):
     workdir = tmp_path / "scores"

@@ -14,7 +14,7 @@ from pangu_tiny.errors import UserError
 from pangu_tiny.rounds.scores import SCORES, Scores
 from pangu_tiny.rounds.select import select_batches
 
-ROUND = Round("d" * 64, seed=3, mixture=None, global_batch=4, batches=50)
+ROUND = Round("d" * 64, seed=3, mixture=None, shuffle=True, global_batch=4, batches=50)
 
 
 def scores(unit="batch", model="m" * 64, **changes):

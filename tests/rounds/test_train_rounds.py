@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 
 import numpy as np
@@ -18,7 +19,7 @@ from pangu_tiny.training.optimizer import Optimizer
 from pangu_tiny.workdir import read_identity
 
 STEPS, LATER = 8, 4
-KILLS = 3
+KILLS = 2
 BINDINGS = {
     "train_rounds.rounds": 3,
     "score_batches.batch_size": 8,
@@ -26,8 +27,8 @@ BINDINGS = {
 }
 
 
-def command(dataset, workdir):
-    argv = tiny_runs.command(dataset, "", Hardware(), steps=STEPS, save_every=2)
+def command(dataset, workdir, steps=STEPS):
+    argv = tiny_runs.command(dataset, "", Hardware(), steps=steps, save_every=2)
     bindings = {
         **BINDINGS,
         "train_rounds.dataset": dataset,
@@ -105,19 +106,24 @@ def test_rounds_may_restart_the_schedule(dataset, tmp_path):
     changes = {"rounds": 2, "schedule": "restart", "restart_fraction": 0.25}
     flags = [f"--gin.train_rounds.{name}={value}" for name, value in changes.items()]
     flags.append("--gin.Optimizer.learning_rate=None")  # by the paper's rule
-    assert tiny_runs.start(command(dataset, workdir) + flags, 1, log).wait() == 0, log.read_text()
-    assert "12 steps in all: 8 in round 1, 4 in each of the later ones" in log.read_text()
+    process = tiny_runs.start(command(dataset, workdir, steps=2) + flags, 1, log)
+    assert process.wait() == 0, log.read_text()
+    assert "3 steps in all: 2 in round 1, 1 in each of the later ones" in log.read_text()
     first, second = (read_identity(workdir / f"round_{number}") for number in (1, 2))
-    assert (first["schedule"], second["schedule"]) == ([0, STEPS], [0, LATER])
+    assert (first["schedule"], second["schedule"]) == ([0, 2], [0, 1])
     assert second["optimizer"]["learning_rate"] == 0.25 * Optimizer().peak_rate(8 * 32)
     assert second["keep_moments"] and not first["keep_moments"]
 
 
-def test_processes_stop_together(dataset, tmp_path):
-    """Where the first one, which draws alone, finds a folder that is not its own."""
-    (tmp_path / "rounds" / "index_2").mkdir(parents=True)
+def test_processes_stop_together(dataset, finished, tmp_path):
+    """Two go on behind the scoring that one did, and the first of them, which draws alone, finds a
+    folder that is not its own."""
+    for name in ("round_1", "scores_2"):
+        shutil.copytree(finished / name, tmp_path / "rounds" / name)
+    (tmp_path / "rounds" / "index_2").mkdir()
     (tmp_path / "rounds" / "index_2" / "foreign").touch()
-    argv = [flag for flag in command(dataset, tmp_path / "rounds") if "Hardware.fsdp" not in flag]
+    argv = command(dataset, tmp_path / "rounds")
+    argv = [flag for flag in argv if "Hardware.fsdp" not in flag]
     children = tiny_runs.start_together([*argv, "--gin.Hardware.fsdp=8"], tmp_path)
     assert [child.wait() for child in children] == [2, 2]
     assert "index_2 is not empty" in (tmp_path / "log0").read_text()
