@@ -105,9 +105,20 @@ def clipped(losses_u: np.ndarray, share: float) -> np.ndarray:
     return np.minimum(losses_u, np.partition(losses_u, kept)[kept])  # NaN are last
 
 
-def spread(losses_u: np.ndarray, method: str, temperature: float) -> Spread:
-    """Of the p of a first draw by `draw`, over all units together; those that are not finite have
-    none."""
+def spread(losses_u: np.ndarray, parts: int, method: str, temperature: float) -> Spread:
+    """Of the p of a first draw by `draw_parts`, over all units together; those that are not finite
+    have none."""
+    total = len(losses_u)
+    squares = entropy = 0.0
+    for start, end in bounds(total, parts):
+        share = (end - start) / total
+        part = _spread(losses_u[start:end], method, temperature)
+        squares += share**2 / part.effective_units
+        entropy += share * (part.entropy - np.log(share))
+    return Spread(1 / squares, entropy)
+
+
+def _spread(losses_u: np.ndarray, method: str, temperature: float) -> Spread:
     peak = np.max(losses_u, initial=-np.inf, where=np.isfinite(losses_u))
     total = squares = weighted = 0.0
     for some in _slices(len(losses_u)):
@@ -119,6 +130,8 @@ def spread(losses_u: np.ndarray, method: str, temperature: float) -> Spread:
         total += weights_u.sum()
         squares += np.dot(weights_u, weights_u)
         weighted += np.dot(weights_u, logits_u)
+    if not total:  # nothing finite, hence nothing drawn
+        return Spread(np.inf, 0.0)
     return Spread(float(total**2 / squares), float(np.log(total) - weighted / total))
 
 

@@ -80,7 +80,7 @@ def select_batches(
         losses_u[bad] = np.nan
     losses_u = clipped(losses_u, clip)
     widest = float(np.max(np.abs(losses_u), initial=0, where=~np.isnan(losses_u)))
-    if temperature * sys.float_info.max < widest:
+    if method == "loss" and temperature * sys.float_info.max < widest:
         raise UserError(
             f"select_batches.temperature {temperature} is too small for losses of {widest:.4g}"
         )
@@ -111,7 +111,7 @@ def select_batches(
         losses=losses_u,
         taken=taken,
         method=method,
-        spread=spread(losses_u, method, temperature),
+        spread=spread(losses_u, parts, method, temperature),
         overlap=float(other_taken[taken].mean()),
         excluded=len(bad),
         parts=parts,

@@ -30,7 +30,7 @@ def measure(units: int) -> None:
         _write(folder, unit, batches, global_batch, units, kind, count_kind)
         losses = Scores.open(folder).losses()
         began = time.monotonic()
-        draw_parts(losses, units // 2, 1, "loss", 1.0, 0)
+        draw_parts(losses, units // 2, 1, "loss", 1.0, [0])
         alone = time.monotonic() - began
         del losses
         small = f"{folder}/small"

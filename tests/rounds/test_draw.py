@@ -67,7 +67,7 @@ def test_large_losses_do_not_overflow(size):
     with warnings.catch_warnings(), np.errstate(all="raise"):
         warnings.simplefilter("error")
         assert draw(losses, 1, "loss", 1.0, [0]).tolist() == [7]
-        found = spread(losses, "loss", 1.0)
+        found = spread(losses, 1, "loss", 1.0)
     assert found.effective_units == pytest.approx(1) and found.entropy == pytest.approx(0, abs=1e-9)
 
 
@@ -143,9 +143,21 @@ def test_spread_is_its_definition(losses, temperature):
     losses = np.array(losses)
     logits = losses / temperature - max(losses / temperature)
     p = np.exp(logits) / np.exp(logits).sum()
-    found = spread(np.append(losses, np.nan), "loss", temperature)
+    found = spread(np.append(losses, np.nan), 1, "loss", temperature)
     assert found.effective_units == pytest.approx(1 / np.sum(p**2))
     entropy = -np.sum(p[p > 0] * np.log(p[p > 0]))
     assert found.entropy == pytest.approx(entropy, abs=1e-9)
-    even = spread(losses, "uniform", temperature)
+    even = spread(losses, 1, "uniform", temperature)
     assert even == pytest.approx((len(losses), math.log(len(losses))))
+
+
+@given(SIZES.filter(lambda losses: len(losses) > 2), st.integers(1, 3))
+def test_spread_of_parts_is_that_of_each_at_its_share(losses, parts):
+    total = len(losses)
+    p = []
+    for start, end in bounds(total, parts):
+        weights = np.exp(np.array(losses[start:end]) - max(losses[start:end]))
+        p.extend(weights / weights.sum() * (end - start) / total)
+    found, p = spread(np.array(losses), parts, "loss", 1.0), np.array(p)
+    assert found.effective_units == pytest.approx(1 / np.sum(p**2))
+    assert found.entropy == pytest.approx(-np.sum(p[p > 0] * np.log(p[p > 0])), abs=1e-9)
