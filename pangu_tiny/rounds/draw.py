@@ -115,7 +115,7 @@ def spread(losses_u: np.ndarray, parts: int, method: str, temperature: float) ->
         part = _spread(losses_u[start:end], method, temperature)
         squares += share**2 / part.effective_units
         entropy += share * (part.entropy - np.log(share))
-    return Spread(1 / squares, entropy)
+    return Spread(1 / squares, float(entropy))
 
 
 def _spread(losses_u: np.ndarray, method: str, temperature: float) -> Spread:

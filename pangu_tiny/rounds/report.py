@@ -69,8 +69,8 @@ class Selection:
     def warnings(self) -> list[str]:
         return [
             f"WARNING: source {name} has {after:.1%} of what was drawn, {before:.1%} of the round: "
-            + ("a higher temperature, or " if self.method == "loss" else "")
-            + "select_batches.reference may even that out"
+            + ("a higher temperature, " if self.method == "loss" else "")
+            + "select_batches.parts or select_batches.reference may even that out"
             for name, before, after in self.sources()
             if before and not 1 / RUNS_AWAY <= after / before <= RUNS_AWAY
         ]

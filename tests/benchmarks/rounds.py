@@ -40,6 +40,7 @@ ROWS = {
     "loss_25": Row((0.25,)),
     "three_50": Row((0.5, 0.5)),
     "parts_50": Row((0.5,), (("parts", 8),)),
+    "warm_50": Row((0.5,), (("temperature", 10.0),)),
     "cold_50": Row((0.5,), (("temperature", 0.05),)),
     "highest_50": Row((0.5,), (("method", "highest"),)),
     "sequence_50": Row((0.5,), unit="sequence"),
@@ -49,7 +50,16 @@ ROWS = {
     "restart_25_50": Row((0.5,), restart=0.25),
 }
 PAPER = ("one", "loss_100", "loss_50", "uniform_50", "loss_25", "three_50")
-IN_TURN = ("one", "loss_100", "loss_50", "uniform_50", "parts_50", "highest_50", "sequence_50")
+IN_TURN = (
+    "one",
+    "loss_100",
+    "loss_50",
+    "uniform_50",
+    "parts_50",
+    "warm_50",
+    "highest_50",
+    "sequence_50",
+)
 DEFAULT = [
     *(f"on_top/{name}" for name in ROWS),
     *(f"equal/{name}" for name in PAPER),
