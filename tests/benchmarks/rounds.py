@@ -190,25 +190,36 @@ def summarise(rows: dict[str, dict[str, Any]], folder: pathlib.Path, bytes_a_ste
     """Prints the table of what is finished, and draws it."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 5), layout="constrained")
-    bars, *by_part = figure.subplots(1, 3)
-    by_part = dict(zip(("on_top", "in_turn"), by_part, strict=True))
+    protocols = [name for name in ("on_top", "in_turn") if f"{name}/one" in rows]
+    figure = Figure(figsize=(5 + 4.5 * len(protocols), 5), layout="constrained")
+    bars, *panels = figure.subplots(1, 1 + len(protocols), squeeze=False)[0]
+    by_part = dict(zip(protocols, panels, strict=True))
     print(
         f"\n{'row':26} {'steps':>14} {'MB seen':>8} {'held-out bits/byte':>19} "
-        f"{'training set, nats':>19}   less than one round, paired"
+        f"{'training set, nats':>19}   {'less than one round, paired':28} less than uniform_50"
     )
     for name, seeds in rows.items():
         values = np.array([found["held_out"] for found in seeds.values()])
         losses = np.array([found["train_loss"] for found in seeds.values()])
         steps = next(iter(seeds.values()))["steps"]
         protocol, kind = name.split("/")
-        one = rows.get(f"{protocol}/one") or rows["on_top/one"]
-        pairs = [one[seed]["held_out"] - seeds[seed]["held_out"] for seed in seeds if seed in one]
-        gain = interval(pairs) if kind != "one" else "-"
+        one = f"{protocol}/one" if f"{protocol}/one" in rows else "on_top/one"
+        gains = [
+            interval(
+                [
+                    rows[other][seed]["held_out"] - found["held_out"]
+                    for seed, found in seeds.items()
+                    if seed in rows[other]
+                ]
+            )
+            if other in rows and other != name
+            else "-"
+            for other in (one, f"{protocol}/uniform_50")
+        ]
         seen = steps[0] * bytes_a_step / 1e6
         print(
             f"{name:26} {'+'.join(map(str, steps)):>14} {seen:8.2f} {spread(values):>19} "
-            f"{spread(losses):>19}   {gain}"
+            f"{spread(losses):>19}   {gains[0]:28} {gains[1]}"
         )
         bars.errorbar(
             [values.mean()],
