@@ -3,11 +3,11 @@
 Rows come in an endless order. Without a mixture, an epoch is a permutation of all rows of the
 split, another one for each epoch, given by the dataset's digest, the seed and the epoch. With a
 mixture, each source goes through its own rows in that way, and the sources take turns as evenly as
-their weights allow. Without shuffling, rows come as they are stored, one source behind the other.
-Batch i is rows i·B to i·B + B - 1 of the order, so what an epoch leaves over
-opens the next one. Nothing is kept in memory but the rows on their way: any place in the order can
-be computed on its own. A later round of training goes through chosen units of that order, see
-`Drawn`.
+their weights allow. Without shuffling, the rows of a source come as they are stored, and without a
+mixture one source comes behind the other. Batch i is rows i·B to i·B + B - 1 of the order, so what
+an epoch leaves over opens the next one. Nothing is kept in memory but the rows on their way: any
+place in the order can be computed on its own. A later round of training goes through chosen units
+of that order, see `Drawn`.
 """
 
 import hashlib

@@ -9,8 +9,10 @@ from etils import epath
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import UserError
 from pangu_tiny.reproduce.stages import run, settings
-from pangu_tiny.rounds.score import check_scoring, score_batches
+from pangu_tiny.rounds.score import check_scoring, score_batches, scoring_feed
+from pangu_tiny.rounds.scores import Scores
 from pangu_tiny.rounds.select import batches_at, check_drawing, select_batches
+from pangu_tiny.topology.mesh import make_mesh
 from pangu_tiny.training.loop import Trained, train
 from pangu_tiny.training.optimizer import Optimizer
 from pangu_tiny.training.processes import led, say
@@ -43,7 +45,8 @@ def train_rounds(
       restart_fraction: with "restart", the peak of a later round as a share of the first's.
 
     Returns:
-      How far the last round came: `step` < `steps` of the round that SIGTERM or ^C stopped.
+      How far the last round came; `stopped` where SIGTERM or ^C stopped it, or, behind its last
+      step, the rounds after it.
 
     Raises:
       UserError: of any of the stages.
@@ -63,9 +66,11 @@ def train_rounds(
         return os.fspath(epath.Path(workdir) / f"{name}_{number}")
 
     first = settings(train, dataset=dataset, workdir=below("round", 1))
+    if first["schedule_start"] or first["schedule_steps"]:
+        raise UserError("train-rounds sets train.schedule_start and train.schedule_steps itself")
     steps = total = first["steps"]
     if rounds > 1:
-        later = _later_steps(steps)
+        later = _later_steps(first)
         total += (rounds - 1) * later
         say(f"{total:,} steps in all: {steps:,} in round 1, {later:,} in each of the later ones")
     pace = {"schedule_start": 0, "schedule_steps": total if schedule == "shared" else None}
@@ -80,6 +85,8 @@ def train_rounds(
     )
     for number in range(2, rounds + 1):
         if trained.stopped or trained.step < trained.steps:
+            if trained.step == trained.steps:
+                say(f"stopped behind round {number - 1}; run the same command again to go on")
             break
         scores, index = below("scores", number), below("index", number)
         run(
@@ -90,21 +97,22 @@ def train_rounds(
             workdir=scores,
             round_of=below("round", 1),
         )
-        with led("selected") as leads:
+        with led("select-batches") as leads:
             if leads:
-                run("", select_batches, scores=scores, workdir=index)
+                before = below("index", number - 1) if number > 2 else None
+                run("", select_batches, scores=scores, workdir=index, before=before)
         if schedule == "shared":
             pace["schedule_start"] = steps + (number - 2) * later
         else:
             pace["optimizer"] = _lower(first, dataset, restart_fraction)
-        before, model = model, below("round", number)
+        start, model = model, below("round", number)
         trained = run(
             f"round {number} of {rounds}",
             train,
             dataset=dataset,
             workdir=model,
             steps=later,
-            checkpoint=before,
+            checkpoint=start,
             round_index=index,
             keep_moments=True,
             **pace,
@@ -112,18 +120,26 @@ def train_rounds(
     return trained
 
 
-def _later_steps(steps: int) -> int:
-    """Steps of each round after the first, of `steps`.
+def _later_steps(first: dict[str, Any]) -> int:
+    """Steps of each round after the first, which has these settings.
 
     Raises:
       UserError: what is bound for scoring or drawing will never do; to be told before the first
         round, not behind it.
     """
+    steps, hardware = first["steps"], first["hardware"]
     scoring = settings(score_batches, checkpoint="", dataset="", workdir="")
     check_scoring(scoring["unit"], scoring["dtype"])
+    mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
+    scoring_feed(mesh, hardware, scoring["batch_size"])
     drawing = settings(select_batches, scores="", workdir="")
-    free = ("scores", "workdir", "reference")
-    check_drawing(**{name: value for name, value in drawing.items() if name not in free})
+    free = ("scores", "workdir", "reference", "before")
+    units = steps if scoring["unit"] == "batch" else steps * first["global_batch"]
+    check_drawing(
+        **{name: value for name, value in drawing.items() if name not in free}, units=units
+    )
+    if drawing["reference"]:
+        Scores.open(drawing["reference"])
     return batches_at(drawing["rate"], steps)
 
 

@@ -15,6 +15,9 @@ from pangu_tiny.errors import UserError
 
 METHODS = ("loss", "uniform", "highest")
 
+_SLICE = 2**20
+"""Units that are computed at once, so that what is needed on the way takes no room."""
+
 PARTS = 8
 """Into how many parts the paper's figure of forgetting cuts a round, and so do the reports."""
 
@@ -33,8 +36,8 @@ def draw(
     """Draws `count` units.
 
     Args:
-      losses_u: float64, finite.
-      count: how many, at most all.
+      losses_u: float64; what is not finite is never drawn.
+      count: how many, at most as many as are finite.
       method: "loss", by exp(loss / temperature); "uniform"; "highest", those with the highest
         losses, without chance.
       temperature: positive; 1 is the paper's.
@@ -43,16 +46,19 @@ def draw(
     Returns:
       int64 [count], ascending.
     """
-    if count == len(losses_u):
+    if count in (0, len(losses_u)):
         return np.arange(count)
     if method == "highest":
         late_u = np.negative(losses_u)
     else:
         late_u = np.random.default_rng(key).standard_exponential(len(losses_u))
         np.log(late_u, out=late_u)
-        for some in _slices(len(losses_u) if method == "loss" else 0):
-            late_u[some] -= losses_u[some] / temperature
-    drawn = np.argpartition(late_u, count - 1)[:count] if count else np.empty(0, np.int64)
+    peak = _peak(losses_u)
+    for some in _slices(len(losses_u)):
+        if method == "loss":  # the peak first: what is far from 0 would swallow the noise
+            late_u[some] -= (losses_u[some] - peak) / temperature
+        late_u[some][~np.isfinite(losses_u[some])] = np.nan  # which comes last, behind ∞
+    drawn = np.argpartition(late_u, count - 1)[:count]
     drawn.sort()
     return drawn
 
@@ -73,17 +79,13 @@ def draw_parts(
     for part, (start, end) in enumerate(bounds(total, parts)):
         share = count * end // total - count * start // total
         part_u = losses_u[start:end]
-        finite_u = np.isfinite(part_u)
-        units = None if finite_u.all() else np.flatnonzero(finite_u)
-        if units is not None:
-            part_u = part_u[units]
-        if share > len(part_u):
+        finite = int(np.isfinite(part_u).sum())
+        if share > finite:
             raise UserError(
-                f"{share} of the units {start} to {end - 1} are to be drawn, {len(part_u)} of them "
+                f"{share} of the units {start} to {end - 1} are to be drawn, {finite} of them "
                 f"have a finite loss: choose a lower select_batches.rate"
             )
-        found = draw(part_u, share, method, temperature, [*key, part])
-        drawn.append(start + (found if units is None else units[found]))
+        drawn.append(start + draw(part_u, share, method, temperature, [*key, part]))
     return np.concatenate(drawn)
 
 
@@ -119,13 +121,12 @@ def spread(losses_u: np.ndarray, parts: int, method: str, temperature: float) ->
 
 
 def _spread(losses_u: np.ndarray, method: str, temperature: float) -> Spread:
-    peak = np.max(losses_u, initial=-np.inf, where=np.isfinite(losses_u))
+    peak = _peak(losses_u)
     total = squares = weighted = 0.0
     for some in _slices(len(losses_u)):
         part_u = losses_u[some]
         part_u = part_u[np.isfinite(part_u)]
         logits_u = (part_u - peak) / temperature if method == "loss" else np.zeros(len(part_u))
-        np.maximum(logits_u, -1e300, out=logits_u)  # 0 · −∞ would be no number
         weights_u = np.exp(logits_u)
         total += weights_u.sum()
         squares += np.dot(weights_u, weights_u)
@@ -135,6 +136,10 @@ def _spread(losses_u: np.ndarray, method: str, temperature: float) -> Spread:
     return Spread(float(total**2 / squares), float(np.log(total) - weighted / total))
 
 
+def _peak(losses_u: np.ndarray) -> float:
+    """The highest finite loss."""
+    return float(np.max(losses_u, initial=-np.inf, where=np.isfinite(losses_u)))
+
+
 def _slices(units: int) -> list[slice]:
-    """Stretches small enough that what is computed on the way takes no room."""
-    return [slice(start, start + 2**20) for start in range(0, units, 2**20)]
+    return [slice(start, start + _SLICE) for start in range(0, units, _SLICE)]

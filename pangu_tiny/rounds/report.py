@@ -26,7 +26,8 @@ class Selection:
       taken: bool [units].
       method: by which they were.
       spread: of the probabilities.
-      overlap: share of the units that the next seed draws too.
+      overlap: share of the units that other noise draws too.
+      drawn_before: share of them that the round before had; None where none was named.
       excluded: units with a loss that is not finite.
       parts: that were drawn from on their own.
     """
@@ -37,6 +38,7 @@ class Selection:
     method: str
     spread: Spread
     overlap: float
+    drawn_before: float | None
     excluded: int
     parts: int
 
@@ -53,13 +55,20 @@ class Selection:
         taken, left = (self._mean(chosen) for chosen in (self.taken.copy(), ~self.taken))
         facts = {
             "drawn": f"{count:,} of {units:,} {UNITS[self.scores.unit]} by {method}"
-            + (f", from {self.parts} parts" if self.parts > 1 else ""),
-            "effective number": f"{spread.effective_units:,.0f}, "
-            f"{spread.effective_units / units:.2%} of all",
-            "entropy": f"{spread.entropy:.4f} nats, uniform {np.log(units):.4f}",
+            + (f", from {self.parts} parts" if self.parts > 1 else "")
+        }
+        if method != "highest":  # which leaves nothing to chance
+            facts |= {
+                "effective number": f"{spread.effective_units:,.0f}, "
+                f"{spread.effective_units / units:.2%} of all",
+                "entropy": f"{spread.entropy:.4f} nats, uniform {np.log(units):.4f}",
+            }
+        facts |= {
             "mean loss": f"taken {taken:.4f}" + (f", left {left:.4f}" if count < units else ""),
             "overlap": f"{self.overlap:.2%} of another draw's, uniform {count / units:.2%}",
         }
+        if self.drawn_before is not None:
+            facts["drawn before"] = f"{self.drawn_before:.2%} were in the round before too"
         if self.excluded:
             facts["excluded"] = f"{self.excluded:,} units whose loss is not finite"
         for name, before, after in self.sources():
@@ -67,10 +76,16 @@ class Selection:
         return facts
 
     def warnings(self) -> list[str]:
+        remedies = {
+            "a higher temperature": self.method == "loss",
+            "select_batches.parts": self.parts == 1 and not self.scores.round.shuffle,
+            "select_batches.reference": self.method != "uniform",
+        }
+        if helps := " or ".join(name for name, fits in remedies.items() if fits):
+            helps = f": {helps} may even that out"
         return [
-            f"WARNING: source {name} has {after:.1%} of what was drawn, {before:.1%} of the round: "
-            + ("a higher temperature, " if self.method == "loss" else "")
-            + "select_batches.parts or select_batches.reference may even that out"
+            f"WARNING: source {name} has {after:.1%} of what was drawn, {before:.1%} of the round"
+            + helps
             for name, before, after in self.sources()
             if before and not 1 / RUNS_AWAY <= after / before <= RUNS_AWAY
         ]

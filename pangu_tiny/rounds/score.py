@@ -75,9 +75,7 @@ def score_batches(
     opened.check_rows(rows)
     mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
     check_divides(opened.shape, mesh)
-    if batch_size is None:
-        batch_size = 4 * hardware.per_device_batch * batch_shards(mesh)
-    feed = Feed(mesh, batch_size, batch_size, "score_batches.batch_size")
+    feed = scoring_feed(mesh, hardware, batch_size)
     folder = claim_together(
         workdir,
         "score-batches",
@@ -96,7 +94,7 @@ def score_batches(
         objective = Objective(decoder, rows.begin_id, rows.end_id, hardware.loss_chunk)
         with jax.set_mesh(mesh):
             _score(opened, objective, rows, round_, feed, mesh, folder, 60 * save_minutes)
-    with led("scored") as leads:
+    with led("score-batches") as leads:
         if leads and not (folder / SCORES).exists():
             found = _gather(folder, rows, round_, unit, opened.digest, dtype)
             seen = None
@@ -118,15 +116,32 @@ def first_round(checkpoint: Checkpoint) -> Round:
       UserError: it was imported or cut, and not trained since.
     """
     identity = checkpoint.about["identity"]
-    if index := identity.get("round_index"):
-        return Round(**index["round"])
     if "global_batch" not in identity:
         raise UserError(
             f"checkpoint {checkpoint.path} was not trained, and has no batches to score; "
             f"score_batches.round_of says whose are meant"
         )
     order = ("dataset", "seed", "mixture", "shuffle", "global_batch")
-    return Round(**{name: identity[name] for name in order}, batches=checkpoint.about["step"])
+    try:
+        if index := identity["round_index"]:
+            return Round(**index["round"])
+        return Round(**{name: identity[name] for name in order}, batches=checkpoint.about["step"])
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"checkpoint {checkpoint.path} does not say what it was trained on as this version of "
+            f"pangu_tiny does: {error}"
+        ) from error
+
+
+def scoring_feed(mesh: Mesh, hardware: Hardware, batch_size: int | None) -> Feed:
+    """Rows to score at once.
+
+    Raises:
+      UserError: they do not divide over the mesh.
+    """
+    if batch_size is None:
+        batch_size = 4 * hardware.per_device_batch * batch_shards(mesh)
+    return Feed(mesh, batch_size, batch_size, "score_batches.batch_size")
 
 
 def check_scoring(unit: str, dtype: str | None) -> None:

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 
+from pangu_tiny.data.round import UNITS
 from pangu_tiny.data.round_index import INDEX, RoundIndex
 from pangu_tiny.errors import UserError
 from pangu_tiny.rounds import report
@@ -28,6 +29,7 @@ def select_batches(
     order: str = "shuffled",
     nonfinite: str = "refuse",
     seed: int = 0,
+    before: str | None = None,
 ) -> RoundIndex:
     """Draws units of a round without replacement, by their losses (P1, multiple-round training).
 
@@ -51,6 +53,8 @@ def select_batches(
       nonfinite: "refuse" units whose loss is NaN or infinite, or "exclude" them from the draw.
       seed: of the draw and of the order, together with the model that was scored: one seed serves
         all rounds.
+      before: workdir of select-batches for the round before; the report then says how much of it
+        was drawn again.
 
     Returns:
       The index, as it lies in the workdir.
@@ -59,35 +63,28 @@ def select_batches(
       UserError: of the arguments, of scores that are damaged or do not belong together, or of
         losses that are not finite.
     """
-    check_drawing(rate, method, temperature, parts, clip, order, nonfinite, seed)
     found = Scores.open(scores)
+    units = found.round.units(found.unit)
+    check_drawing(rate, method, temperature, parts, clip, order, nonfinite, seed, units)
     losses_u = found.losses()
-    compared = Scores.open(reference) if reference else None
-    if compared:
-        _check_reference(found, compared)
-        losses_u -= compared.losses()
+    _check_finite(scores, found.unit, losses_u, nonfinite)
+    compared = _subtract(losses_u, reference, found, nonfinite) if reference else None
     round_ = found.round
     batches = batches_at(rate, round_.batches)
-    if parts > round_.units(found.unit):
-        raise UserError(f"select_batches.parts is {parts}, the round has {len(losses_u)} units")
-    if bad := np.flatnonzero(~np.isfinite(losses_u)).tolist():
-        if nonfinite == "refuse":
-            shown = ", ".join(map(str, bad[:10])) + (", …" if len(bad) > 10 else "")
-            raise UserError(
-                f"scores {scores}: the loss of {found.unit} {shown} is NaN or infinite "
-                f"({len(bad):,} in all); select_batches.nonfinite = 'exclude' leaves them out"
-            )
-        losses_u[bad] = np.nan
+    losses_u[~np.isfinite(losses_u)] = np.nan
+    excluded = int(np.isnan(losses_u).sum())
     losses_u = clipped(losses_u, clip)
-    widest = float(np.max(np.abs(losses_u), initial=0, where=~np.isnan(losses_u)))
-    if method == "loss" and temperature * sys.float_info.max < widest:
-        raise UserError(
-            f"select_batches.temperature {temperature} is too small for losses of {widest:.4g}"
-        )
+    if excluded < len(losses_u):
+        widest = float(np.nanmax(losses_u) - np.nanmin(losses_u))
+        if method == "loss" and temperature * sys.float_info.max < widest:
+            raise UserError(
+                f"select_batches.temperature {temperature} is too small for losses that differ by "
+                f"{widest:.4g}"
+            )
     key = [seed, *found.model.encode()]
     how = {
         "scores": found.digest,
-        "reference": compared and compared.digest,
+        "reference": compared,
         "rate": rate,
         "method": method,
         "temperature": temperature,
@@ -103,6 +100,7 @@ def select_batches(
         _mask(draw_parts(losses_u, count, parts, method, temperature, [other, *key]), len(losses_u))
         for other in (0, 1)
     )
+    earlier = _drawn_before(before, found) if before else None
     folder = claim(workdir, "select-batches", how)
     if (folder / INDEX).exists():
         return RoundIndex.open(workdir)
@@ -113,7 +111,8 @@ def select_batches(
         method=method,
         spread=spread(losses_u, parts, method, temperature),
         overlap=float(other_taken[taken].mean()),
-        excluded=len(bad),
+        drawn_before=None if earlier is None else float(earlier[taken].mean()),
+        excluded=excluded,
         parts=parts,
     )
     report.write_selection(folder, facts)
@@ -126,6 +125,44 @@ def select_batches(
         f"round index {folder}: {index.batches:,} of {round_.batches:,} batches\n{facts.summary()}"
     )
     return index
+
+
+def _subtract(losses_u: np.ndarray, reference: str, scores: Scores, nonfinite: str) -> str:
+    """Subtracts the losses of another model in place; returns the digest of its scores. They are
+    not kept: of 100 million units they take gigabytes."""
+    other = Scores.open(reference)
+    _check_reference(scores, other)
+    less_u = other.losses()
+    _check_finite(reference, scores.unit, less_u, nonfinite)
+    losses_u -= less_u
+    return other.digest
+
+
+def _drawn_before(before: str, scores: Scores) -> np.ndarray:
+    """bool [units], those that an earlier round index holds.
+
+    Raises:
+      UserError: it is of another round or unit.
+    """
+    index = RoundIndex.open(before)
+    if index.unit != scores.unit:
+        raise UserError(
+            f"select_batches.before holds {UNITS[index.unit]}, select_batches.scores has those of "
+            f"{UNITS[scores.unit]}: expected the same unit"
+        )
+    if differences := index.round.differences(scores.round):
+        raise UserError(f"select_batches.before was drawn from another round: {differences}")
+    return _mask(index.units, scores.round.units(scores.unit))
+
+
+def _check_finite(folder: str, unit: str, losses_u: np.ndarray, nonfinite: str) -> None:
+    """Refuses losses that are not finite, unless they are to be left out."""
+    if nonfinite == "refuse" and len(bad := np.flatnonzero(~np.isfinite(losses_u))):
+        shown = ", ".join(map(str, bad[:10])) + (", …" if len(bad) > 10 else "")
+        raise UserError(
+            f"scores {folder}: the loss of {unit} {shown} is NaN or infinite ({len(bad):,} in "
+            f"all); select_batches.nonfinite = 'exclude' leaves them out"
+        )
 
 
 def _mask(drawn: np.ndarray, units: int) -> np.ndarray:
@@ -154,8 +191,9 @@ def check_drawing(
     order: str,
     nonfinite: str,
     seed: int,
+    units: int,
 ) -> None:
-    """Refuses what no scores make right.
+    """Refuses what no losses of so many units make right.
 
     Raises:
       UserError: names the setting.
@@ -172,7 +210,7 @@ def check_drawing(
     for name, value, fits, wanted in (
         ("rate", rate, 0 < rate <= 1, "more than 0, at most 1"),
         ("temperature", temperature, 0 < temperature < math.inf, "a positive number"),
-        ("parts", parts, parts >= 1, "at least 1"),
+        ("parts", parts, 1 <= parts <= units, f"1 to {units:,}, the units of the round"),
         ("clip", clip, 0 <= clip < 1, "0 to below 1"),
         ("seed", seed, seed >= 0, "0 or more"),
     ):
@@ -188,6 +226,11 @@ def _check_reference(scores: Scores, reference: Scores) -> None:
         )
     if differences := reference.round.differences(scores.round):
         raise UserError(f"select_batches.reference scored another round: {differences}")
+    if scores.dtype != reference.dtype:
+        raise UserError(
+            f"select_batches.reference was scored in {reference.dtype}, select_batches.scores in "
+            f"{scores.dtype}; score_batches.dtype makes them alike"
+        )
     if scores.model == reference.model:
         raise UserError(
             "select_batches.reference is of the same model as select_batches.scores, which leaves "

@@ -86,7 +86,8 @@ def train(
       steps: optimizer steps in all.
       global_batch: sequences per step, over all devices.
       mixture: weight by source name; None takes every row once per epoch.
-      shuffle: False takes rows as they are stored, one source behind the other.
+      shuffle: False takes rows as they are stored, of each source, and without a mixture one
+        source behind the other.
       checkpoint: parameters to start from instead of random ones.
       round_index: workdir of select-batches; trains on what was drawn there instead of on the
         whole order. `steps`, `seed`, `mixture`, `shuffle` and `global_batch` have to be those of

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from pangu_tiny.errors import UserError
+
 
 def say(line: str) -> None:
     """Prints a line, once however many processes there are."""
@@ -25,13 +27,21 @@ def anywhere(value: bool) -> bool:
 
 
 @contextlib.contextmanager
-def led(name: str) -> Iterator[bool]:
+def led(work: str) -> Iterator[bool]:
     """Yields whether this is the first process, which alone does what stands within; the others
-    wait for it, also where it fails, and then have to see for themselves what came of it."""
+    wait for it, and fail where it fails.
+
+    Raises:
+      UserError: the first process failed; it says why itself.
+    """
+    done = False
     try:
         yield jax.process_index() == 0
+        done = True
     finally:
-        barrier(name)
+        done_everywhere = everywhere(done)
+    if not done_everywhere:
+        raise UserError(f"{work} failed in the first process, which says why")
 
 
 def barrier(name: str) -> None:

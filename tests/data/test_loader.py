@@ -6,7 +6,7 @@ import grain
 import numpy as np
 import pytest
 
-from pangu_tiny.data.loader import batch_dataset, batches, held_out_batches, row_order
+from pangu_tiny.data.loader import Drawn, batch_dataset, batches, held_out_batches, row_order
 from pangu_tiny.data.rows import read_marks
 from pangu_tiny.errors import UserError
 
@@ -45,6 +45,18 @@ def test_processes_share_a_batch(dataset, processes):
         positions = np.arange(BATCH)[process::processes]
         found = ids(dataset, 10, positions=positions).reshape(10, -1)
         np.testing.assert_array_equal(found, whole[:, positions])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_drawn_units_are_served_from_any_batch_on_to_any_process(dataset, processes):
+    """Units of four rows, in batches of six."""
+    units = np.array([9, 2, 30, 5, 11, 7])
+    order = ids(dataset, 31).tolist()
+    wanted = np.array([order[4 * unit + row] for unit in units for row in range(4)])
+    for process in range(processes):
+        positions = np.arange(BATCH)[process::processes]
+        found = ids(dataset, 3, positions=positions, drawn=Drawn(units, 4), start=1)
+        np.testing.assert_array_equal(found.reshape(3, -1), wanted.reshape(4, BATCH)[1:, positions])
 
 
 def test_an_epoch_has_every_row_once_and_what_is_left_opens_the_next(dataset):

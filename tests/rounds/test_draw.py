@@ -9,11 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pangu_tiny.rounds.draw as module
 from pangu_tiny.errors import UserError
 from pangu_tiny.rounds.draw import bounds, clipped, draw, draw_parts, spread
 
 LOSSES = np.array([0.0, 1.0, 2.0, 0.5, -1.0])
 SIZES = st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=40)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_slices():
+    """So that even these draws are computed in several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_SLICE", 3)
+        yield
 
 
 def law(losses, count, temperature):
@@ -69,6 +78,14 @@ def test_large_losses_do_not_overflow(size):
         assert draw(losses, 1, "loss", 1.0, [0]).tolist() == [7]
         found = spread(losses, 1, "loss", 1.0)
     assert found.effective_units == pytest.approx(1) and found.entropy == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1e-14])
+def test_equal_losses_are_drawn_by_chance(temperature):
+    """However far from 0 they are, and however cold."""
+    losses = np.full(1000, 1e4)
+    first, second = (draw(losses, 500, "loss", temperature, [seed]) for seed in (0, 1))
+    assert 200 < len(np.intersect1d(first, second)) < 300
 
 
 @given(SIZES, st.data())

@@ -131,6 +131,7 @@ def test_a_schedule_is_shared_between_runs():
             {"checkpoint": "10"},
             "follows the losses of model [0-9a-f]{12}, train.checkpoint .*/10 is",
         ),
+        ({"shuffle": False}, "shuffle is True there, False here"),
         ({"index": "nowhere"}, "round index nowhere has no round_index.npz"),
         ({"schedule_start": -1}, "schedule_start is -1, expected 0 or more"),
         ({"schedule_steps": 5}, "go beyond train.schedule_steps 5"),

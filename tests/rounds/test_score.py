@@ -14,6 +14,7 @@ from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import batches
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Decoder
+from pangu_tiny.rounds.score import first_round
 from pangu_tiny.rounds.scores import SCORES, Scores
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.training import metrics
@@ -73,11 +74,13 @@ def test_every_sequence_has_its_loss(score, expected, tmp_path):
 
 
 def test_a_round_that_was_not_shuffled_is_scored_as_it_was_trained(dataset, score, tmp_path):
-    tiny_runs.run(dataset, tmp_path / "run", steps=2, shuffle=False)
+    """And in its dtype."""
+    tiny_runs.run(dataset, tmp_path / "run", steps=2, shuffle=False, dtype="bfloat16")
     found = score(tmp_path / "scores", checkpoint=str(tmp_path / "run"), unit="sequence")
     rows = np.arange(2 * BATCH)
     np.testing.assert_array_equal(metrics.read_row_losses(str(tmp_path / "run"))["row"], rows)
     np.testing.assert_array_equal(found.targets, tiny_runs.targets_of(dataset, rows))
+    assert found.dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -201,6 +204,19 @@ def test_mistakes_are_named(score, other_rows, tmp_path, changes, said):
     assert not (tmp_path / "scores").exists()
 
 
-def test_other_scores_and_models_without_a_round_are_refused(score, scored, trained, tmp_path):
+def test_other_scores_are_refused(score, scored, trained):
     with pytest.raises(UserError, match=r"holds another run: .*model is"):
         score(scored, checkpoint=str(pathlib.Path(trained) / "checkpoints" / "10"))
+
+
+def test_models_without_a_round_are_refused(trained):
+    """One that was cut and not trained since, and one of a version that told less."""
+    opened = open_checkpoint(trained)
+    told = opened.about["identity"]
+    for identity, said in (
+        ({"tokenizer": told["tokenizer"]}, "was not trained, and has no batches to score"),
+        ({**told, "round_index": {"round": {}}}, "does not say what it was trained on"),
+        ({name: told[name] for name in told if name != "shuffle"}, "does not say .*: 'shuffle'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            first_round(opened._replace(about={**opened.about, "identity": identity}))

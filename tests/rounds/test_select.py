@@ -122,6 +122,41 @@ def test_a_source_that_runs_away_is_warned_of(write, tmp_path, capsys):
     assert "source a has 0.0%" in said
 
 
+def test_what_may_even_it_out_is_what_can(write, tmp_path, capsys):
+    """Parts, where sources came in turn; a reference, where losses decide."""
+    made = scores("sequence")
+    nats = np.where(made.sources == 1, 3.0, 1.0) * made.targets
+    stored = dataclasses.replace(made, nats=nats, round=dataclasses.replace(ROUND, shuffle=False))
+
+    def advice(name, made, **settings):
+        select_batches(write(made, name), str(tmp_path / f"{name}_index"), 0.2, **settings)
+        said = capsys.readouterr().out
+        assert "WARNING" in said
+        words = ("higher temperature", "batches.parts", "batches.reference")
+        return [word.split(".")[-1] for word in words if word in said]
+
+    shuffled = dataclasses.replace(stored, round=ROUND)
+    assert advice("0", shuffled, temperature=0.05) == ["higher temperature", "reference"]
+    assert advice("1", stored, method="highest") == ["parts", "reference"]
+    assert advice("2", stored, method="highest", parts=2) == ["reference"]
+
+
+def test_it_is_said_how_much_was_in_the_round_before(write, tmp_path, capsys):
+    made = scores()
+    first = select_batches(write(made), str(tmp_path / "first"), 0.2, method="highest")
+    settings = {"rate": 0.4, "method": "highest", "before": str(tmp_path / "first")}
+    select_batches(str(tmp_path / "scores"), str(tmp_path / "second"), **settings)
+    said = capsys.readouterr().out
+    assert len(first.units) == 10 and "drawn before     50.00%" in said
+    assert "effective number" not in said, "nothing is left to chance"
+    finer = write(scores("sequence"), "finer")
+    with pytest.raises(UserError, match=r"before holds batches, .* has those of sequences"):
+        select_batches(finer, str(tmp_path / "third"), **settings)
+    other = write(dataclasses.replace(made, round=dataclasses.replace(ROUND, seed=4)), "other")
+    with pytest.raises(UserError, match="before was drawn from another round: seed is 3 there"):
+        select_batches(other, str(tmp_path / "third"), **settings)
+
+
 def test_losses_that_are_not_finite_are_named_or_left_out(write, tmp_path):
     made = scores()
     made.nats[[4, 17]] = np.nan, np.inf
@@ -149,9 +184,9 @@ def test_losses_that_are_not_finite_are_named_or_left_out(write, tmp_path):
         ({"nonfinite": "x"}, "nonfinite is 'x'"),
         ({"temperature": 0.0}, "temperature is 0.0, expected a positive number"),
         ({"temperature": float("nan")}, "temperature is nan"),
-        ({"temperature": 1e-320}, "temperature .* is too small for losses of 2.9"),
-        ({"parts": 0}, "parts is 0, expected at least 1"),
-        ({"parts": 51}, "parts is 51, the round has 50 units"),
+        ({"temperature": 1e-320}, "temperature .* is too small for losses that differ by 1.8"),
+        ({"parts": 0}, "parts is 0, expected 1 to 50"),
+        ({"parts": 51}, "parts is 51, expected 1 to 50"),
         ({"clip": 1.0}, "clip is 1.0"),
         ({"seed": -1}, "seed is -1"),
     ],
@@ -167,6 +202,8 @@ def test_scores_that_do_not_belong_together_are_refused(write, tmp_path):
     for name, other, said in (
         ("unit", scores("sequence", "r"), "has scores of a sequence, select_batches.scores of a"),
         ("round", scores(model="r", round=dataclasses.replace(ROUND, seed=4)), "seed is 4 there"),
+        ("dtype", scores(model="r", dtype="bfloat16"), "reference was scored in bfloat16"),
+        ("nan", scores(model="r", nats=np.full(50, np.nan)), "scores .*/nan: the loss of batch 0"),
         ("same", scores(), "same model"),
     ):
         with pytest.raises(UserError, match=said):

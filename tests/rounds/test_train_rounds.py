@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_runs
 
+from pangu_tiny import cli
 from pangu_tiny.data.round_index import RoundIndex
 from pangu_tiny.errors import UserError
 from pangu_tiny.reproduce.rounds import train_rounds
@@ -19,7 +20,8 @@ from pangu_tiny.training.optimizer import Optimizer
 from pangu_tiny.workdir import read_identity
 
 STEPS, LATER = 8, 4
-KILLS = 2
+FILES = {"round": 60, "scores": 4, "index": 4}
+"""How many files such a folder comes to have, at least."""
 BINDINGS = {
     "train_rounds.rounds": 3,
     "score_batches.batch_size": 8,
@@ -78,27 +80,30 @@ def test_each_round_goes_on_where_the_one_before_left_off(finished):
         for line in read_metrics(str(finished / f"round_{number}"))
         if "loss" in line
     ]
+    assert "loss when seen" in (finished / "scores_3" / "report.html").read_text()
     assert len(rates) == 16 and (np.diff(rates)[1:] < 0).all() and rates[-1] < 0.11 * rates[0]
 
 
 def test_killed_anywhere_it_goes_on_to_the_same_bits(dataset, finished, tmp_path):
-    """SIGKILL after a random number of new files, again and again."""
+    """SIGKILL in a stage of the first half and in one of the second, after any of its files."""
     workdir, log = tmp_path / "rounds", tmp_path / "log"
     argv = command(dataset, workdir)
-
-    def files():
-        return {f"{folder}/{name}" for folder, _, names in os.walk(workdir) for name in names}
-
-    for _ in range(KILLS):
-        process, before = tiny_runs.start(argv, 1, log), files()
-        last = random.randrange(1, 120)
-        while process.poll() is None and len(files() - before) < last:
+    for stages in ("round_1 scores_2 index_2", "round_2 scores_3 index_3 round_3"):
+        stage = random.choice(stages.split())
+        last = random.randrange(1, FILES[stage[:-2]])
+        print(f"killed in {stage} at file {last}")
+        process = tiny_runs.start(argv, 1, log)
+        while process.poll() is None and _files(workdir / stage) < last:
             pass
         process.send_signal(signal.SIGKILL)
-        assert process.wait() in (0, -signal.SIGKILL), log.read_text()
+        assert process.wait() == -signal.SIGKILL, log.read_text()
     process = tiny_runs.start(argv, 1, log)
     assert process.wait() == 0, log.read_text()
     tiny_runs.assert_same_bits(outcome(workdir), outcome(finished))
+
+
+def _files(folder):
+    return sum(len(names) for _, _, names in os.walk(folder))
 
 
 def test_rounds_may_restart_the_schedule(dataset, tmp_path):
@@ -116,18 +121,16 @@ def test_rounds_may_restart_the_schedule(dataset, tmp_path):
 
 
 def test_processes_stop_together(dataset, finished, tmp_path):
-    """Two go on behind the scoring that one did, and the first of them, which draws alone, finds a
-    folder that is not its own."""
-    for name in ("round_1", "scores_2"):
+    """Two go on behind what one did, and the first of them, which draws alone, finds a draw by
+    another seed; the other one would go on with it."""
+    for name in ("round_1", "scores_2", "index_2"):
         shutil.copytree(finished / name, tmp_path / "rounds" / name)
-    (tmp_path / "rounds" / "index_2").mkdir()
-    (tmp_path / "rounds" / "index_2" / "foreign").touch()
-    argv = command(dataset, tmp_path / "rounds")
+    argv = [*command(dataset, tmp_path / "rounds"), "--gin.select_batches.seed=7"]
     argv = [flag for flag in argv if "Hardware.fsdp" not in flag]
     children = tiny_runs.start_together([*argv, "--gin.Hardware.fsdp=8"], tmp_path)
     assert [child.wait() for child in children] == [2, 2]
-    assert "index_2 is not empty" in (tmp_path / "log0").read_text()
-    assert "has no round_index.npz" in (tmp_path / "log1").read_text()
+    assert "holds another run: seed is 0 there, 7 here" in (tmp_path / "log0").read_text()
+    assert "select-batches failed in the first process" in (tmp_path / "log1").read_text()
 
 
 @pytest.mark.parametrize(
@@ -141,4 +144,25 @@ def test_processes_stop_together(dataset, finished, tmp_path):
 def test_mistakes_are_named(dataset, tmp_path, changes, said):
     with pytest.raises(UserError, match=said):
         train_rounds(dataset, str(tmp_path / "rounds"), **changes)
+    assert not (tmp_path / "rounds").exists()
+
+
+@pytest.mark.parametrize(
+    "flag, said",
+    [
+        ("train.schedule_start=3", "train-rounds sets train.schedule_start and"),
+        ("score_batches.unit=row", "score_batches.unit is 'row'"),
+        ("score_batches.batch_size=9", "score_batches.batch_size 9 is not divisible by"),
+        ("select_batches.clip=2", "select_batches.clip is 2"),
+        ("select_batches.parts=9", "parts is 9, expected 1 to 8, the units of the round"),
+        ("select_batches.reference=nowhere", "scores nowhere has no scores.npz"),
+        ("select_batches.rate=0.05", "rate 0.05 of 8 batches leaves none"),
+    ],
+)
+def test_what_later_rounds_will_never_do_is_said_before_the_first(
+    dataset, tmp_path, capsys, flag, said
+):
+    argv = command(dataset, tmp_path / "rounds")[3:]
+    assert cli.main([*argv, "--gin.Hardware.fsdp=8", f"--gin.{flag}"]) == 2
+    assert said in capsys.readouterr().err
     assert not (tmp_path / "rounds").exists()
