@@ -133,14 +133,15 @@ def test_parts_draw_by_their_own_losses():
     assert np.sum(draw_parts(losses, 50, 2, "loss", 1.0, [0]) < 50) == 25
 
 
-def test_units_that_are_not_finite_are_never_drawn():
+@pytest.mark.parametrize("method", ["loss", "uniform", "highest"])
+def test_units_that_are_not_finite_are_never_drawn(method):
     losses = np.zeros(20)
-    losses[[3, 8]] = np.nan
+    losses[[3, 8]] = np.nan, np.inf
     for seed in range(30):
-        found = draw_parts(losses, 9, 2, "loss", 1.0, [seed])
+        found = draw_parts(losses, 9, 2, method, 1.0, [seed])
         assert not {3, 8} & set(found.tolist()) and len(found) == 9
     with pytest.raises(UserError, match=r"10 of the units 0 to 9 are to be drawn, 8 of them"):
-        draw_parts(losses, 20, 2, "loss", 1.0, [0])
+        draw_parts(losses, 20, 2, method, 1.0, [0])
 
 
 @given(SIZES, st.floats(0, 0.99))
