@@ -145,13 +145,7 @@ def _drawn_before(before: str, scores: Scores) -> np.ndarray:
       UserError: it is of another round or unit.
     """
     index = RoundIndex.open(before)
-    if index.unit != scores.unit:
-        raise UserError(
-            f"select_batches.before holds {UNITS[index.unit]}, select_batches.scores has those of "
-            f"{UNITS[scores.unit]}: expected the same unit"
-        )
-    if differences := index.round.differences(scores.round):
-        raise UserError(f"select_batches.before was drawn from another round: {differences}")
+    _check_same_units("before", index, scores)
     return _mask(index.units, scores.round.units(scores.unit))
 
 
@@ -218,14 +212,19 @@ def check_drawing(
             raise UserError(f"select_batches.{name} is {value}, expected {wanted}")
 
 
-def _check_reference(scores: Scores, reference: Scores) -> None:
-    if scores.unit != reference.unit:
+def _check_same_units(name: str, other: Scores | RoundIndex, scores: Scores) -> None:
+    """Refuses a parameter that is about other units than the scores."""
+    if other.unit != scores.unit:
         raise UserError(
-            f"select_batches.reference has scores of a {reference.unit}, select_batches.scores of "
-            f"a {scores.unit}: expected the same unit"
+            f"select_batches.{name} has {UNITS[other.unit]}, select_batches.scores has "
+            f"{UNITS[scores.unit]}: expected the same unit"
         )
-    if differences := reference.round.differences(scores.round):
-        raise UserError(f"select_batches.reference scored another round: {differences}")
+    if differences := other.round.differences(scores.round):
+        raise UserError(f"select_batches.{name} is of another round: {differences}")
+
+
+def _check_reference(scores: Scores, reference: Scores) -> None:
+    _check_same_units("reference", reference, scores)
     if scores.dtype != reference.dtype:
         raise UserError(
             f"select_batches.reference was scored in {reference.dtype}, select_batches.scores in "

@@ -150,10 +150,10 @@ def test_it_is_said_how_much_was_in_the_round_before(write, tmp_path, capsys):
     assert len(first.units) == 10 and "drawn before     50.00%" in said
     assert "effective number" not in said, "nothing is left to chance"
     finer = write(scores("sequence"), "finer")
-    with pytest.raises(UserError, match=r"before holds batches, .* has those of sequences"):
+    with pytest.raises(UserError, match=r"before has batches, .* has sequences: expected"):
         select_batches(finer, str(tmp_path / "third"), **settings)
     other = write(dataclasses.replace(made, round=dataclasses.replace(ROUND, seed=4)), "other")
-    with pytest.raises(UserError, match="before was drawn from another round: seed is 3 there"):
+    with pytest.raises(UserError, match="before is of another round: seed is 3 there"):
         select_batches(other, str(tmp_path / "third"), **settings)
 
 
@@ -200,7 +200,11 @@ def test_mistakes_are_named(write, tmp_path, changes, said):
 def test_scores_that_do_not_belong_together_are_refused(write, tmp_path):
     folder = write(scores())
     for name, other, said in (
-        ("unit", scores("sequence", "r"), "has scores of a sequence, select_batches.scores of a"),
+        (
+            "unit",
+            scores("sequence", "r"),
+            "reference has sequences, select_batches.scores has",
+        ),
         ("round", scores(model="r", round=dataclasses.replace(ROUND, seed=4)), "seed is 4 there"),
         ("dtype", scores(model="r", dtype="bfloat16"), "reference was scored in bfloat16"),
         ("nan", scores(model="r", nats=np.full(50, np.nan)), "scores .*/nan: the loss of batch 0"),
