@@ -1,4 +1,4 @@
-"""How much faster score-batches is than train, per token, on this machine: steps taking turns.
+"""How much faster the step of score-batches is than that of train, per token: they take turns.
 
 python tests/benchmarks/score_speed.py [--gin_file=hardware/cpu.gin] [--rounds=6] [--steps=4]
 
