@@ -5,6 +5,7 @@ import importlib
 import inspect
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -56,22 +57,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, bindings = _parse(sys.argv[1:] if argv is None else argv)
     logging.getLogger("absl").setLevel(logging.ERROR)  # libraries' warnings are not the user's
     try:
-        if options.stage in _NEEDS_DEVICES:
-            _start_devices(options)
-        elif options.stage in _ON_CPU:
-            _keep_to_the_cpu()
-        likely_first = (options.stage, *STAGES)
-        config.read(map(find_stage, likely_first), options.gin_file, bindings)
-        stage = find_stage(options.stage)
-        arguments, effective = config.arguments(stage)
-        with workdir.effective_config(effective):
-            stage(**arguments)
-    except (UserError, OSError) as error:  # a full disk, a folder without permission
+        _run(options, bindings)
+    except KeyboardInterrupt as error:
+        return _end(options, error, 130)
+    except (UserError, OSError) as error:
+        if options.debug or not _is_users(error):
+            _end(options, error, 1, trace=True)
+            raise
         print(f"pangu-tiny {options.stage}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+        return _end(options, error, 2)
+    except Exception as error:
+        _end(options, error, 1, trace=True)
+        raise
     return 0
+
+
+def _run(options: argparse.Namespace, bindings: list[tuple[str, str]]) -> None:
+    if options.stage in _NEEDS_DEVICES:
+        _start_devices(options)
+    elif options.stage in _ON_CPU:
+        _keep_to_the_cpu()
+    likely_first = (options.stage, *STAGES)
+    config.read(map(find_stage, likely_first), options.gin_file, bindings)
+    stage = find_stage(options.stage)
+    arguments, effective = config.arguments(stage)
+    with workdir.running(effective):
+        stage(**arguments)
+
+
+def _is_users(error: UserError | OSError) -> bool:
+    """A full disk or a folder without permission is the user's, and has the system's number; what
+    a library raises as an OSError of its own has none."""
+    return isinstance(error, UserError) or error.errno is not None
+
+
+def _end(options: argparse.Namespace, error: BaseException, code: int, trace: bool = False) -> int:
+    """Tells the other processes of this run, if there are any, and does not come back then."""
+    if options.stage in _NEEDS_DEVICES:
+        from pangu_tiny.training import processes
+
+        if trace and processes.several():
+            traceback.print_exception(error)
+        processes.end(error, code)
+    return code
 
 
 class _Parser(argparse.ArgumentParser):
@@ -108,13 +136,16 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str
         stage.add_argument(
             "--gin_file", action="append", default=[], help="a gin file; may be given again"
         )
+        stage.add_argument(
+            "--debug", action="store_true", help="the whole stack trace where something is wrong"
+        )
         if name in _NEEDS_DEVICES:
             stage.add_argument(
                 "--distributed", action="store_true", help="several hosts, found by JAX itself"
             )
             stage.add_argument("--coordinator", help="HOST:PORT of process 0, where JAX cannot")
             stage.add_argument("--processes", type=int, help="how many, with --coordinator")
-            stage.add_argument("--process", type=int, help="which one, with --coordinator")
+            stage.add_argument("--process", type=int, help="which one, with --coordinator, from 0")
     options, rest = parser.parse_known_args(argv)
     bindings = []
     for flag in rest:
@@ -134,10 +165,8 @@ def _keep_to_the_cpu() -> None:
 
 def _start_devices(options: argparse.Namespace) -> None:
     """Settles what must be settled before JAX starts."""
-    import jax  # not for prepare-data, which has no use for it
-
     from pangu_tiny.topology.host import keep_freed_memory
+    from pangu_tiny.training import processes  # JAX, which prepare-data has no use for
 
     keep_freed_memory()
-    if options.distributed or options.coordinator is not None:
-        jax.distributed.initialize(options.coordinator, options.processes, options.process)
+    processes.start(options.distributed, options.coordinator, options.processes, options.process)

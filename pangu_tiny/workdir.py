@@ -2,11 +2,14 @@
 
 import contextlib
 import contextvars
+import errno
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,71 +17,164 @@ from typing import Any
 
 from etils import epath
 
+import pangu_tiny
 from pangu_tiny.errors import UserError
 
 _IDENTITY = "identity.json"
+_LOCK = ".lock"
+_NETWORK = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "lustre", "gpfs", "beegfs", "afs")
+_locks: dict[str, int] = {}  # by folder: the open file whose lock dies with this process
 _EFFECTIVE_CONFIG: contextvars.ContextVar[str] = contextvars.ContextVar("effective_config")
 
 
-def claim(workdir: str, stage: str, identity: dict[str, Any]) -> epath.Path:
-    """Makes `workdir` (if need be) and binds it to `stage` and `identity`.
+def claim(
+    workdir: str, stage: str, identity: dict[str, Any], advice: dict[str, str] | None = None
+) -> epath.Path:
+    """Makes `workdir` (if need be) and binds it to `stage` and `identity`; until this process, or
+    `running`, ends, no other process can claim it.
 
     Args:
       workdir: a local path or a URL that epath knows (gs://, s3://).
       stage: the name of the stage that writes here.
       identity: JSON values that define the result. What may differ between two runs of the same
         work (mesh, processes, logging) stays out of it.
+      advice: by a name in `identity`, what to do where the folder holds another value of it.
 
     Returns:
       The folder, as an absolute path. A folder claimed before by the same stage and identity is
       returned as it is, so that an interrupted run goes on in it.
 
     Raises:
-      UserError: the folder belongs to another stage or configuration, or holds foreign files.
+      UserError: the folder belongs to another stage or configuration, holds foreign files, or is
+        being written by another process.
     """
     folder = absolute(workdir)
     marker = folder / _IDENTITY
     wanted = json.loads(json.dumps({"stage": stage, **identity}))
-    if marker.exists():
-        found = json.loads(marker.read_text())
-        if found != wanted:
-            raise UserError(f"workdir {workdir} holds another run: {_difference(found, wanted)}")
-        _describe(folder)
-        return folder
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"workdir {workdir} is a file, expected a folder or a free name")
-    if folder.exists() and not all(map(_is_temporary, folder.iterdir())):
-        raise UserError(f"workdir {workdir} is not empty and was not made by {stage}")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(marker, json.dumps(wanted, indent=2, sort_keys=True))
+    if not marker.exists():
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"workdir {workdir} is a file, expected a folder or a free name")
+        if folder.exists() and not all(map(_is_leftover, folder.iterdir())):
+            raise UserError(f"workdir {workdir} is not empty and was not made by {stage}")
+        folder.mkdir(parents=True, exist_ok=True)
+    lock(folder)
+    if (found := read_identity(folder)) is None:
+        write_atomically(marker, json.dumps(wanted, indent=2, sort_keys=True))
+    elif found != wanted:
+        differing = [name for name in wanted if found.get(name) != wanted[name]]
+        lines = [difference(found, wanted), *((advice or {}).get(name, "") for name in differing)]
+        raise UserError(f"workdir {workdir} holds another run: {'; '.join(filter(None, lines))}")
     _describe(folder)
     return folder
 
 
-def claim_together(workdir: str, stage: str, identity: dict[str, Any]) -> epath.Path:
-    """`claim` for a stage of several JAX processes on one shared folder: the first process makes
-    it, the others find it made and check it too, so that all of them go on, or none."""
-    import jax  # not for stages that have no use for it
-    from jax.experimental import multihost_utils
+def claim_together(
+    workdir: str, stage: str, identity: dict[str, Any], advice: dict[str, str] | None = None
+) -> epath.Path:
+    """`claim` for a stage of several JAX processes on one shared folder, by the first of them.
 
-    if jax.process_count() == 1:
-        return claim(workdir, stage, identity)
+    Raises:
+      UserError: it cannot be claimed, a process is about to do something else or runs another
+        version, or does not share the folder with the others.
+    """
+    from pangu_tiny.training import processes  # not for stages that have no use for JAX
+
+    if not processes.several():
+        return claim(workdir, stage, identity, advice)
+    versions = {"pangu_tiny": pangu_tiny.__version__, "jax": importlib.metadata.version("jax")}
+    facts = json.loads(json.dumps({"stage": stage, "version": versions, **identity}))
+    processes.check_alike(facts, difference)
+    with processes.led() as leads:
+        if leads:
+            claim(workdir, stage, identity, advice)
+    _check_shared(absolute(workdir))
+    return absolute(workdir)
+
+
+def _check_shared(folder: epath.Path) -> None:
+    """Refuses a folder that is not one and the same for all processes, or not to be written."""
+    from pangu_tiny.training import processes
+
+    nonce = processes.from_first(lambda: uuid.uuid4().hex)
+    marks = [folder / f".{nonce}.{index}.tmp" for index in range(processes.count())]
+    mine = marks[processes.index()]
     try:
-        if jax.process_index() == 0:
-            return claim(workdir, stage, identity)
+        processes.check_everywhere(lambda: _leave_mark(mine))
+        others = marks if processes.first() else marks[:1]
+        processes.check_everywhere(lambda: _check_seen(folder, others))
     finally:
-        multihost_utils.sync_global_devices("claim")
-    return claim(workdir, stage, identity)
+        mine.unlink(missing_ok=True)
+
+
+def _leave_mark(mark: epath.Path) -> None:
+    if not mark.parent.exists() and "://" not in os.fspath(mark):
+        raise UserError(
+            f"workdir {mark.parent} is not there, though process 0 has it: expected a folder that "
+            f"all processes share"
+        )
+    mark.write_text("")
+
+
+def _check_seen(folder: epath.Path, marks: list[epath.Path]) -> None:
+    if missing := [index for index, mark in enumerate(marks) if not mark.exists()]:
+        raise UserError(
+            f"workdir {folder} does not show what process {missing[0]} wrote there: expected a "
+            f"folder that all processes share"
+        )
+
+
+def lock(folder: epath.Path) -> None:
+    """Keeps other processes from claiming a folder until this process, or `running`, ends, however
+    it ends. On a file system of a network it is no more than a warning, since a machine that was
+    lost may hold a lock there for a while; on gs:// there is none.
+
+    Raises:
+      UserError: another process has it.
+    """
+    path = os.fspath(folder)
+    if "://" in path or path in _locks:
+        return
+    descriptor = os.open(os.path.join(path, _LOCK), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace")
+        os.close(descriptor)
+        refused = f"workdir {path} is being written by {holder or 'another process'}"
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return  # a file system without locks
+        if not _on_network(path):
+            raise UserError(f"{refused}: wait for its end, or stop it") from error
+        print(f"WARNING: {refused}, if that still runs", file=sys.stderr)
+        return
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+    _locks[path] = descriptor
+
+
+def _on_network(path: str) -> bool:
+    """Whether a file system is shared with other machines, by the table of mounts."""
+    try:
+        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:
+        return False
+    inside = [mount for mount in mounts if os.path.commonpath([path, mount[1]]) == mount[1]]
+    kind = max(inside, key=lambda mount: len(mount[1]))[2] if inside else ""
+    return kind.startswith(_NETWORK)
 
 
 @contextlib.contextmanager
-def effective_config(text: str) -> Iterator[None]:
-    """Within it, `claim` leaves `text` (gin bindings that give the same run) in the folder."""
-    token = _EFFECTIVE_CONFIG.set(text)
+def running(config: str) -> Iterator[None]:
+    """The run of a stage: `claim` leaves `config` (gin bindings that give the same run) in the
+    folder, and what it claims is free again at the end."""
+    token = _EFFECTIVE_CONFIG.set(config)
+    before = set(_locks)
     try:
         yield
     finally:
         _EFFECTIVE_CONFIG.reset(token)
+        for path in set(_locks) - before:
+            os.close(_locks.pop(path))
 
 
 def _describe(folder: epath.Path) -> None:
@@ -152,12 +248,12 @@ def write_atomically(path: epath.Path, content: str | bytes) -> None:
             temporary.write_text(content)
 
 
-def _is_temporary(path: epath.Path) -> bool:
-    """Whether a kill inside `replaced` left this behind."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
+def _is_leftover(path: epath.Path) -> bool:
+    """Whether a kill inside `claim` or `replaced` left this behind."""
+    return path.name == _LOCK or (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 
-def _difference(found: Any, wanted: Any) -> str:
+def difference(found: Any, wanted: Any, there: str = "there", here: str = "here") -> str:
     """Names every value that differs as 'name is X there, Y here', nested names with dots."""
 
     def walk(a: Any, b: Any, name: str) -> list[str]:
@@ -168,6 +264,6 @@ def _difference(found: Any, wanted: Any) -> str:
                 for key in keys
                 for line in walk(a.get(key), b.get(key), f"{name}.{key}" if name else key)
             ]
-        return [] if a == b else [f"{name} is {a!r} there, {b!r} here"]
+        return [] if a == b else [f"{name} is {a!r} {there}, {b!r} {here}"]
 
     return "; ".join(walk(found, wanted, ""))

@@ -1,5 +1,7 @@
 """The command line: one line and exit code 2 for a mistake, and an import without effects."""
 
+import contextlib
+import socket
 import subprocess
 import sys
 
@@ -9,6 +11,14 @@ from pangu_tiny import cli
 from pangu_tiny.errors import UserError
 
 COMMAND = [sys.executable, "-m", "pangu_tiny"]
+
+
+@contextlib.contextmanager
+def port_in_use():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
 
 
 def run(*argv, cwd=None):
@@ -49,6 +59,70 @@ def complaint(capfd):
         return err
 
     return run_main
+
+
+JOIN = {"coordinator": "localhost:1234", "processes": "2", "process": "1"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"processes": None}, "--processes=HOW_MANY and --process=WHICH_ONE go together, found "),
+        ({"process": None}, "go together, found localhost:1234, 2 and None"),
+        ({"coordinator": None}, "go together, found None, 2 and 1"),
+        ({"processes": "0"}, "--processes is 0, expected at least 1"),
+        ({"process": "2"}, "--process is 2, expected 0 to 1 with --processes=2"),
+        ({"process": "-1"}, "--process is -1, expected 0 to 1"),
+        ({"process": "one"}, "--process: invalid int value: 'one'"),
+        ({"coordinator": "localhost"}, "--coordinator is 'localhost', expected HOST:PORT"),
+        ({"coordinator": ":80"}, "--coordinator is ':80', expected HOST:PORT"),
+        ({"coordinator": "localhost:http"}, "--coordinator is 'localhost:http', expected"),
+        ({"coordinator": "localhost:65536"}, "--coordinator is 'localhost:65536', expected"),
+        ({"distributed": True}, "--distributed finds all by itself, expected it without --coord"),
+    ],
+)
+def test_flags_of_several_processes_are_named(complaint, changes, named):
+    flags = JOIN | changes
+    argv = [f"--{name}={value}" for name, value in flags.items() if isinstance(value, str)]
+    argv += ["--distributed"] if "distributed" in changes else []
+    assert named in complaint("train", *argv)
+
+
+def test_a_port_in_use_is_named(complaint):
+    """gRPC opens it beside the other process, or JAX ends with a stack trace."""
+    with port_in_use() as port:
+        flags = [f"--coordinator=localhost:{port}", "--processes=2", "--process=0"]
+        assert f"process 0 cannot open port {port}: Address already in use" in complaint(
+            "train", *flags
+        )
+
+
+def test_distributed_on_a_laptop_is_one_line():
+    found = run(*COMMAND, "train", "--distributed")
+    assert found.returncode == 2 and found.stderr.count("\n") == 1, found.stderr
+    assert "--distributed: JAX knows no cluster here" in found.stderr
+
+
+def fail_with(monkeypatch, error):
+    def generate():
+        raise error
+
+    monkeypatch.setattr(cli, "find_stage", lambda _: generate)
+
+
+def test_what_a_library_raises_as_an_oserror_is_not_the_users(monkeypatch, complaint):
+    """Such an error is a bare path or less; one of the system says what is wrong."""
+    fail_with(monkeypatch, OSError(28, "No space left on device", "w/a.json"))
+    assert "No space left on device: 'w/a.json'" in complaint("generate")
+    fail_with(monkeypatch, FileNotFoundError("b/bucket/o/run1%2Frow_losses"))
+    with pytest.raises(FileNotFoundError, match="row_losses"):
+        cli.main(["generate"])
+
+
+def test_debug_shows_where_it_went_wrong(monkeypatch):
+    fail_with(monkeypatch, UserError("a mistake"))
+    with pytest.raises(UserError, match="a mistake"):
+        cli.main(["generate", "--debug"])
 
 
 TRAIN = ("train", "--gin.train.dataset=d", "--gin.train.workdir=w", "--gin_file=hardware/cpu.gin")

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 from etils import epath
@@ -11,9 +12,9 @@ from pangu_tiny import workdir
 from pangu_tiny.errors import UserError
 from pangu_tiny.workdir import (
     claim,
-    effective_config,
     environment,
     read_identity,
+    running,
     write_atomically,
 )
 
@@ -91,7 +92,7 @@ def test_writes_are_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_config_and_environment_lie_beside_the_result(tmp_path):
-    with effective_config("train.steps = 3\n"):
+    with running("train.steps = 3\n"):
         claim(tmp_path / "w", "train", IDENTITY)
     assert (tmp_path / "w" / "config.gin").read_text() == "train.steps = 3\n"
     left = json.loads((tmp_path / "w" / "environment.json").read_text())
@@ -121,3 +122,53 @@ def test_the_commit_is_that_of_this_code_not_of_a_checkout_around_it(tmp_path, m
     assert environment()["commit"] is None
     git("add", ".")
     assert environment()["commit"] == git("rev-parse", "HEAD")
+
+
+HOLD = """
+import sys
+from pangu_tiny.workdir import claim
+claim(sys.argv[1], "train", {"seed": 0})
+print("claimed", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_that_is_being_written_is_refused_until_its_process_is_gone(tmp_path):
+    """However it goes: by SIGKILL here."""
+    argv = [sys.executable, "-c", HOLD, str(tmp_path / "w")]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"claimed\n"
+        with pytest.raises(UserError, match=rf"being written by process {other.pid} on .*: wait"):
+            claim(tmp_path / "w", "train", {"seed": 0})
+        other.kill()
+    claim(tmp_path / "w", "train", {"seed": 0})
+    claim(tmp_path / "w", "train", {"seed": 0})  # this process has it already
+
+
+def test_a_folder_is_free_again_behind_the_run_of_its_stage(tmp_path):
+    with running(""):
+        claim(tmp_path / "w", "train", {"seed": 0})
+    argv = [sys.executable, "-c", HOLD, str(tmp_path / "w")]
+    found = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert found.returncode == 0, found.stderr
+
+
+def test_a_lock_on_a_network_never_stands_in_the_way(tmp_path, monkeypatch, capsys):
+    """There a machine that was lost may hold it still."""
+    monkeypatch.setattr(workdir, "_on_network", lambda _: True)
+    argv = [sys.executable, "-c", HOLD, str(tmp_path / "w")]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"claimed\n"
+        claim(tmp_path / "w", "train", {"seed": 0})
+        other.kill()
+    assert f"WARNING: workdir {tmp_path / 'w'} is being written by" in capsys.readouterr().err
+
+
+def test_a_value_that_differs_may_come_with_advice(tmp_path):
+    claim(tmp_path, "train", {"steps": 20, "seed": 0})
+    advice = {"steps": "to train on, give another folder", "seed": "never said"}
+    with pytest.raises(UserError) as refusal:
+        claim(tmp_path, "train", {"steps": 40, "seed": 0}, advice)
+    assert str(refusal.value).endswith(
+        "steps is 20 there, 40 here; to train on, give another folder"
+    )

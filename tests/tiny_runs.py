@@ -83,7 +83,7 @@ def command(dataset: str, workdir: Any, hardware: Hardware, **changes: Any) -> l
     return [sys.executable, "-m", "pangu_tiny", "train", *flags]
 
 
-def start(argv: list[str], devices: int, log: pathlib.Path) -> subprocess.Popen:
+def start(argv: list[str], devices: int, log: pathlib.Path, cwd: Any = None) -> subprocess.Popen:
     """Starts a process with so many virtual devices, its output in `log`; compiled programs are
     shared with this process."""
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices}")
@@ -96,19 +96,24 @@ def start(argv: list[str], devices: int, log: pathlib.Path) -> subprocess.Popen:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
     with log.open("wb") as file:
-        return subprocess.Popen(argv, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        return subprocess.Popen(
+            argv, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=cwd
+        )
 
 
 def start_together(argv: list[str], folder: pathlib.Path) -> list[subprocess.Popen]:
     """Starts two processes of four devices each, their output in `folder`; the mesh of eight cuts
     the batch across them."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    flags = [f"--coordinator=localhost:{port}", "--processes=2"]
+    flags = [f"--coordinator=localhost:{free_port()}", "--processes=2"]
     return [
         start([*argv, *flags, f"--process={index}"], 4, folder / f"log{index}") for index in (0, 1)
     ]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ wrote it, `optimizer`. A folder counts as a checkpoint if all of it can be read.
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import parameter_shapes
 from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.training.processes import from_first
 from pangu_tiny.workdir import absolute
 
 MARK = "_CHECKPOINT_METADATA"
@@ -142,18 +144,13 @@ def open_checkpoint(path: str) -> Checkpoint:
     """Opens a checkpoint by its path alone.
 
     Args:
-      path: a step's folder, a folder of steps, or the workdir of a run (its newest step).
+      path: a step's folder, a folder of steps, or the workdir of a run (its newest step, as the
+        first process sees it).
 
     Raises:
       UserError: there is no checkpoint, or it is not one of this project's.
     """
-    folder = absolute(path)
-    for candidate in (folder / "checkpoints", folder):
-        if candidate.exists() and (steps := committed_steps(candidate)):
-            folder = candidate / str(steps[0])
-            break
-    if not (is_finished(folder) and (folder / "about").exists()):
-        raise UserError(f"checkpoint {path}: no checkpoint there, expected a train workdir or step")
+    folder = epath.Path(from_first(lambda: os.fspath(_newest(path))))
     try:
         items = restore(folder, about=True, tokenizer=None)
         about = items["about"]
@@ -161,6 +158,18 @@ def open_checkpoint(path: str) -> Checkpoint:
         return Checkpoint(folder, shape, about, items["tokenizer"]["model"].tobytes())
     except Exception as error:
         raise UserError(f"checkpoint {folder} cannot be read: {reason(error)}") from error
+
+
+def _newest(path: str) -> epath.Path:
+    """The folder of the step that is meant by a path."""
+    folder = absolute(path)
+    for candidate in (folder / "checkpoints", folder):
+        if candidate.exists() and (steps := committed_steps(candidate)):
+            folder = candidate / str(steps[0])
+            break
+    if not (is_finished(folder) and (folder / "about").exists()):
+        raise UserError(f"checkpoint {path}: no checkpoint there, expected a train workdir or step")
+    return folder
 
 
 def committed_steps(folder: epath.Path) -> Sequence[int]:

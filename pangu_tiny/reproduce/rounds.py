@@ -97,7 +97,7 @@ def train_rounds(
             workdir=scores,
             round_of=below("round", 1),
         )
-        with led("select-batches") as leads:
+        with led() as leads:
             if leads:
                 before = below("index", number - 1) if number > 2 else None
                 run("", select_batches, scores=scores, workdir=index, before=before)

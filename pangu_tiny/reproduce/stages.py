@@ -13,7 +13,7 @@ def run(title: str, stage: Callable[..., Any], **given: Any) -> Any:
     if title:
         say(f"\n{title}")
     arguments, effective = config.arguments(stage, **given)
-    with workdir.effective_config(effective):
+    with workdir.running(effective):
         return stage(**arguments)
 
 

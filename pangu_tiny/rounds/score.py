@@ -23,7 +23,7 @@ from pangu_tiny.topology.mesh import batch_shards, check_divides, make_mesh, nam
 from pangu_tiny.training.feed import Feed
 from pangu_tiny.training.loop import DTYPES
 from pangu_tiny.training.metrics import RowLosses, read_records, row_loss_files
-from pangu_tiny.training.processes import led, say
+from pangu_tiny.training.processes import alone, from_first, led, say
 from pangu_tiny.training.step import Objective, param_shardings, score_step
 from pangu_tiny.workdir import claim_together
 
@@ -86,7 +86,7 @@ def score_batches(
             "dtype": dtype,
         },
     )
-    if not (folder / SCORES).exists():
+    if from_first(lambda: not (folder / SCORES).exists()):
         say(f"scoring {round_.batches:,} batches of {round_.global_batch} under {opened.path}")
         decoder = Decoder(
             opened.shape, DTYPES[dtype], hardware.attention, hardware.remat, hardware.unroll
@@ -94,7 +94,7 @@ def score_batches(
         objective = Objective(decoder, rows.begin_id, rows.end_id, hardware.loss_chunk)
         with jax.set_mesh(mesh):
             _score(opened, objective, rows, round_, feed, mesh, folder, 60 * save_minutes)
-    with led("score-batches") as leads:
+    with led() as leads:
         if leads and not (folder / SCORES).exists():
             found = _gather(folder, rows, round_, unit, opened.digest, dtype)
             seen = None
@@ -103,8 +103,9 @@ def score_batches(
             summary = write_forgetting(folder, by_part(found, seen))
             found.write(folder)
             say(f"scores {folder}\n{summary}\n  report     {folder / 'report.html'}")
-    if jax.process_index() == 0 and (folder / "row_losses").exists():
-        (folder / "row_losses").rmtree()  # now that no process looks for them
+    with alone() as leads:
+        if leads and (folder / "row_losses").exists():
+            (folder / "row_losses").rmtree()  # now that no process looks for them
     return Scores.open(workdir)
 
 
@@ -170,7 +171,7 @@ def _score(
     place in the order instead of by step; what is there already is not scored again."""
     at_once = feed.rows_at_once
     total = round_.units("sequence")
-    start = max((end for _, end in row_loss_files(folder)), default=0)
+    start = from_first(lambda: max((end for _, end in row_loss_files(folder)), default=0))
     if start == total:
         return
     score = score_step(objective, mesh)
@@ -186,8 +187,8 @@ def _score(
         positions=feed.positions,
         start=start // at_once,
     )
-    leads = jax.process_index() == 0
-    losses = RowLosses(folder, start) if leads else None
+    with alone() as leads:
+        losses = RowLosses(folder, start) if leads else None
     saved_at = time.monotonic()
     pending: tuple[int, Any] | None = None
 
@@ -199,9 +200,15 @@ def _score(
         row_ids, nats, targets = jax.device_get(figures)
         # The first rows may be there already, the last ones may lie beyond the round.
         new = slice(max(0, start - first), total - first)
-        if leads:
-            losses.add(first, row_ids[new], nats[new], targets[new])
-            progress.update(len(row_ids[new]))
+        with alone() as leads:
+            if leads:
+                losses.add(first, row_ids[new], nats[new], targets[new])
+                progress.update(len(row_ids[new]))
+
+    def save(end: int) -> None:
+        with alone() as leads:
+            if leads:
+                losses.flush(end)
 
     shown = Progress("score-batches", total, "row", initial=start) if leads else nullcontext()
     with shown as progress:
@@ -210,12 +217,11 @@ def _score(
             found = score(params, batch.rows_abt[0])
             finish()
             pending = first, (whole(batch.row_ids_ab[0]), *found)
-            if leads and first > start and time.monotonic() - saved_at > save_seconds:
-                losses.flush(first)
+            if time.monotonic() - saved_at > save_seconds and first > start:
+                save(first)
                 saved_at = time.monotonic()
         finish()
-        if leads:
-            losses.flush(total)
+        save(total)
 
 
 def _gather(

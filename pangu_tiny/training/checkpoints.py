@@ -15,7 +15,7 @@ from etils import epath
 from pangu_tiny.checkpoints.read import committed_steps, numbered, reason, restore
 from pangu_tiny.checkpoints.write import chunk_by_layer
 from pangu_tiny.errors import UserError
-from pangu_tiny.training.processes import barrier, everywhere, say
+from pangu_tiny.training.processes import everywhere, from_first, led, say
 from pangu_tiny.training.step import TrainState
 
 _ITEMS = ("params", "optimizer", "tokenizer", "about")
@@ -35,18 +35,19 @@ class Writer:
         policy = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,
+            single_host_load_and_broadcast=True,
             preservation_policy=policy.AnyPreservationPolicy(
                 [policy.LatestN(n=2), policy.EveryNSteps(interval_steps=keep_every)]
             ),
         )
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        # Orbax would take each for a checkpoint, and count it among those to keep.
-        finished = committed_steps(folder)
-        for step in numbered(folder):
-            if step not in finished:
-                say(f"{folder / str(step)} is no finished checkpoint and is set aside")
-                self._set_aside(step)
+        with led() as leads:
+            if leads:
+                folder.mkdir(parents=True, exist_ok=True)
+                # Orbax would take each for a checkpoint, and count it among those to keep.
+                for step in set(numbered(folder)) - set(committed_steps(folder)):
+                    say(f"{folder / str(step)} is no finished checkpoint and is set aside")
+                    self._set_aside(step)
         self._manager = ocp.CheckpointManager(folder, options=options, item_names=_ITEMS)
 
     def save(
@@ -104,7 +105,7 @@ class Writer:
           UserError: a readable checkpoint has another shape or dtype, or none can be read.
         """
         damaged = []
-        for step in committed_steps(self.folder):
+        for step in from_first(lambda: committed_steps(self.folder)):
             path = self.folder / str(step)
             items, why = None, ""
             try:
@@ -123,8 +124,9 @@ class Writer:
                 say(f"checkpoint {path} is damaged: {why or 'another process cannot read it'}")
                 damaged.append(step)
                 continue
-            for unreadable in damaged:
-                self._set_aside(unreadable)
+            with led() as leads:
+                for unreadable in damaged if leads else ():
+                    self._set_aside(unreadable)
             if damaged:
                 self._manager.reload()
                 say(f"going on from step {step}; damaged checkpoints are renamed to STEP.damaged")
@@ -140,11 +142,9 @@ class Writer:
         return None
 
     def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
-            names = (f"{step}.damaged{again}" for again in ("", *range(1, 1000)))
-            free = next(name for name in names if not (self.folder / name).exists())
-            (self.folder / str(step)).rename(self.folder / free)
-        barrier(f"aside-{step}")
+        names = (f"{step}.damaged{again}" for again in ("", *range(1, 1000)))
+        free = next(name for name in names if not (self.folder / name).exists())
+        (self.folder / str(step)).rename(self.folder / free)
 
 
 def with_moments(state: TrainState, path: epath.Path, target: TrainState) -> TrainState:

@@ -21,6 +21,7 @@ from pangu_tiny.model.init import check_scheme
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.topology.mesh import check_divides, make_mesh
+from pangu_tiny.training import processes
 from pangu_tiny.training.checkpoints import Writer, with_moments
 from pangu_tiny.training.feed import Feed, held_out_nats
 from pangu_tiny.training.optimizer import Optimizer
@@ -179,7 +180,10 @@ def train(
     }
     tokenizer_bytes = rows.tokenizer_bytes()
     profile = Profile(epath.Path(workdir), profile_steps)
-    folder = claim_together(workdir, "train", identity)
+    longer = f"to train on from its end, train.checkpoint = {workdir!r}, train.keep_moments = True"
+    folder = claim_together(
+        workdir, "train", identity, {"steps": f"{longer} and another train.workdir"}
+    )
     _note_hardware(folder, hardware, mesh.size)
     objective = Objective(decoder, rows.begin_id, rows.end_id, hardware.loss_chunk, z_loss)
     schedule = optimizer.schedule(
@@ -205,7 +209,6 @@ def train(
             steps=steps,
             tokens_per_step=global_batch * rows.sequence_length,
             flops_per_token=model.flops_per_token(rows.sequence_length),
-            rate=schedule,
             stop_nonfinite=not skip_nonfinite,
             log_every=log_every,
             start=start,
@@ -221,7 +224,7 @@ def train(
             sequence_length=rows.sequence_length,
             environment=environment(),
         )
-        step_fn = train_step(objective, transformation, mesh, skip_nonfinite)
+        step_fn = train_step(objective, transformation, schedule, mesh, skip_nonfinite)
         score_fn = score_step(objective, mesh)
         loader = batches(
             rows,
@@ -236,7 +239,7 @@ def train(
         )
 
         def save(count: int) -> None:
-            run.losses.flush(count)
+            run.keep_losses(count)
             facts = {**about, "step": count, "next_batch": count}
             writer.save(count, state, facts, tokenizer_bytes)
 
@@ -327,13 +330,13 @@ def _check_index(
 
 def _note_hardware(folder: epath.Path, hardware: Hardware, devices: int) -> None:
     """Keeps how the run was laid out, and says what changed since it was last started."""
-    if jax.process_index() != 0:
-        return
     path = folder / "hardware.json"
-    now = {**dataclasses.asdict(hardware), "devices": devices, "processes": jax.process_count()}
-    if path.exists():
-        before = json.loads(path.read_text())
-        for name in now:
-            if before.get(name) != now[name]:
-                say(f"since the last start, {name} changed: {before.get(name)} → {now[name]}")
-    write_atomically(path, json.dumps(now, indent=2))
+    now = {**dataclasses.asdict(hardware), "devices": devices, "processes": processes.count()}
+    with processes.alone() as leads:
+        if leads and path.exists():
+            before = json.loads(path.read_text())
+            for name in now:
+                if before.get(name) != now[name]:
+                    say(f"since the last start, {name} changed: {before.get(name)} → {now[name]}")
+        if leads:
+            write_atomically(path, json.dumps(now, indent=2))

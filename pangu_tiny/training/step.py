@@ -45,9 +45,11 @@ class Batch(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """loss: nats per target. rows_*: of every row of the batch, flat, in the same order."""
+    """loss: nats per target. learning_rate: of this step. row_*: of every row of the batch, flat,
+    in the same order."""
 
     loss: jax.Array
+    learning_rate: jax.Array
     gradient_norm: jax.Array
     finite: jax.Array
     skipped: jax.Array
@@ -152,7 +154,11 @@ def init_state(
 
 
 def train_step(
-    objective: Objective, transformation: Any, mesh: Mesh, skip_nonfinite: bool = False
+    objective: Objective,
+    transformation: Any,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    skip_nonfinite: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The compiled step; it consumes the state that it is given.
 
@@ -193,6 +199,7 @@ def train_step(
         skipped = state.skipped + (~finite if skip_nonfinite else 0)
         metrics = Metrics(
             loss=loss,
+            learning_rate=schedule(state.step - state.skipped),  # as the optimizer counts
             gradient_norm=norm,
             finite=finite,
             skipped=skipped,

@@ -23,7 +23,7 @@ from pangu_tiny.training.metrics import (
     peak_flops,
 )
 from pangu_tiny.training.optimizer import Optimizer
-from pangu_tiny.training.processes import say
+from pangu_tiny.training.processes import alone, say
 from pangu_tiny.training.step import Metrics
 
 
@@ -38,19 +38,18 @@ class Watch:
         steps: int,
         tokens_per_step: int,
         flops_per_token: int,
-        rate: Any,
         stop_nonfinite: bool,
         log_every: int,
         start: int,
         tensorboard: bool,
     ):
-        self._rows, self._steps, self._rate = rows, steps, rate
+        self._rows, self._steps = rows, steps
         self._tokens, self._flops = tokens_per_step, flops_per_token
         self._stop_nonfinite, self._log_every = stop_nonfinite, log_every
-        self._leads = jax.process_index() == 0
-        self._log = MetricsLog(folder, start, tensorboard) if self._leads else None
-        self.losses = RowLosses(folder, start) if self._leads else _NoLosses()
-        self._progress = Progress("train", steps, "step", initial=start) if self._leads else None
+        with alone() as self._leads:
+            self._log = MetricsLog(folder, start, tensorboard) if self._leads else None
+            self._losses = RowLosses(folder, start) if self._leads else None
+            self._progress = Progress("train", steps, "step", start) if self._leads else None
         self._last_step, self._last_time = start, time.monotonic()
         self.waited = 0.0
         self.pending: tuple[int, Metrics] | None = None
@@ -85,13 +84,20 @@ class Watch:
                 f"{writer.folder / str(good[0]) if good else 'none'}; a lower "
                 f"Optimizer.learning_rate, or train.skip_nonfinite=True, may go on from there"
             )
-        self.losses.add(step, metrics.row_ids, metrics.row_nats, metrics.row_targets)
         self.saving |= bool(metrics.requests[0])
         self.stopping |= bool(metrics.requests[1])
-        if self._leads:
-            self._progress.update(1, loss=f"{metrics.loss:.3f}")
-            if (step + 1) % self._log_every == 0 or step + 1 == self._steps:
-                self._log_step(step, metrics)
+        with alone() as leads:
+            if leads:
+                self._losses.add(step, metrics.row_ids, metrics.row_nats, metrics.row_targets)
+                self._progress.update(1, loss=f"{metrics.loss:.3f}")
+                if (step + 1) % self._log_every == 0 or step + 1 == self._steps:
+                    self._log_step(step, metrics)
+
+    def keep_losses(self, end: int) -> None:
+        """Writes the losses of the rows that were trained before step `end`."""
+        with alone() as leads:
+            if leads:
+                self._losses.flush(end)
 
     def _log_step(self, step: int, metrics: Metrics) -> None:
         now = time.monotonic()
@@ -99,7 +105,7 @@ class Watch:
         speed = (step + 1 - self._last_step) * self._tokens / elapsed
         figures = {
             "loss": float(metrics.loss),
-            "learning_rate": float(self._rate(step)),
+            "learning_rate": float(metrics.learning_rate),
             "gradient_norm": float(metrics.gradient_norm),
             "tokens_per_second": round(speed, 1),
             "data_wait_share": round(self.waited / elapsed, 4),
@@ -114,18 +120,18 @@ class Watch:
     def log_held_out(self, step: int, nats: float, targets: int, seconds: float) -> None:
         """Takes a held-out loss; the seconds that it took are not those of the steps."""
         self._last_time += seconds
-        if not self._leads:
-            return
         text_bytes = self._rows.description["splits"]["held_out"]["bytes"]
         figures = {
             "held_out_nats_per_token": nats / targets,
             "held_out_bits_per_byte": bits_per_byte(nats, text_bytes),
         }
-        self._log.log(step, **figures)
-        self._progress.say(
-            f"step {step + 1}: held-out {figures['held_out_bits_per_byte']:.4f} bits per byte, "
-            f"{figures['held_out_nats_per_token']:.4f} nats per token"
-        )
+        with alone() as leads:
+            if leads:
+                self._log.log(step, **figures)
+                self._progress.say(
+                    f"step {step + 1}: held-out {figures['held_out_bits_per_byte']:.4f} bits per "
+                    f"byte, {figures['held_out_nats_per_token']:.4f} nats per token"
+                )
 
     def __enter__(self) -> "Watch":
         return self
@@ -134,16 +140,6 @@ class Watch:
         if self._leads:
             self._progress.close()
             self._log.close()
-
-
-class _NoLosses:
-    """What the processes besides the first do with the losses per row."""
-
-    def add(self, *_: Any) -> None:
-        pass
-
-    def flush(self, _: int) -> None:
-        pass
 
 
 class Signals:

@@ -32,7 +32,8 @@ def compile_seconds(depth: int, remat: str) -> float:
     jax.clear_caches()
     decoder = Decoder(shape, jnp.bfloat16, remat=remat)
     optimizer = Optimizer()
-    transformation = optimizer.transformation(optimizer.schedule(100, ROWS * LENGTH))
+    schedule = optimizer.schedule(100, ROWS * LENGTH)
+    transformation = optimizer.transformation(schedule)
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     count = jax.ShapeDtypeStruct((), jnp.int32)
 
@@ -47,7 +48,8 @@ def compile_seconds(depth: int, remat: str) -> float:
         jax.ShapeDtypeStruct((1, 2), bool),
     )
     with jax.set_mesh(mesh):
-        step = train_step(Objective(decoder, 1, 2, loss_chunk=256), transformation, mesh)
+        objective = Objective(decoder, 1, 2, loss_chunk=256)
+        step = train_step(objective, transformation, schedule, mesh)
         began = time.monotonic()
         step.lower(state, batch).compile()
         return time.monotonic() - began

@@ -40,7 +40,8 @@ def main(options: argparse.Namespace) -> None:
     )
     objective = Objective(decoder, 1, 2, hardware.loss_chunk)
     optimizer = Optimizer(learning_rate=3e-4)
-    transformation = optimizer.transformation(optimizer.schedule(1000, BATCH * SEQUENCE))
+    schedule = optimizer.schedule(1000, BATCH * SEQUENCE)
+    transformation = optimizer.transformation(schedule)
     random = np.random.default_rng(0)
 
     def rows(feed: Feed, count: int) -> jax.Array:
@@ -54,7 +55,7 @@ def main(options: argparse.Namespace) -> None:
     scored = rows(Feed(mesh, at_once, at_once), at_once).rows_abt[0]
     with jax.set_mesh(mesh):
         state = [init_state(decoder, transformation, "constant", 0, mesh)]
-        step = train_step(objective, transformation, mesh)
+        step = train_step(objective, transformation, schedule, mesh)
         score = score_step(objective, mesh)
 
         def train_once() -> None:

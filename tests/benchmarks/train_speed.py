@@ -59,13 +59,15 @@ def make_pangu_tiny(name: str) -> Callable[[], float]:
         unroll=hardware.unroll,
     )
     optimizer = Optimizer(learning_rate=3e-4)
-    transformation = optimizer.transformation(optimizer.schedule(1000, BATCH * SEQUENCE))
+    schedule = optimizer.schedule(1000, BATCH * SEQUENCE)
+    transformation = optimizer.transformation(schedule)
     feed = Feed(mesh, BATCH, hardware.per_device_batch)
     rows = np.random.default_rng(0).integers(3, SHAPE["vocab_size"], (BATCH, SEQUENCE + 1))
     local = {"rows": rows.astype(np.int32), "row_ids": np.arange(BATCH)}
     with jax.set_mesh(mesh):
         state = [init_state(decoder, transformation, "constant", 0, mesh)]
-        step = train_step(Objective(decoder, 1, 2, hardware.loss_chunk), transformation, mesh)
+        objective = Objective(decoder, 1, 2, hardware.loss_chunk)
+        step = train_step(objective, transformation, schedule, mesh)
 
     def run() -> float:
         with jax.set_mesh(mesh):

@@ -122,9 +122,10 @@ LARGE = ModelShape(
 def largest_buffer(chunk):
     """Elements of the largest array in the optimized program of a train step, per shard."""
     mesh = make_mesh(1, 4, 2)
-    transformation = Optimizer().transformation(lambda _: 1e-3)
+    schedule = Optimizer().schedule(1, 1)
+    transformation = Optimizer().transformation(schedule)
     decoder = Decoder(LARGE, jnp.bfloat16)
-    step = train_step(Objective(decoder, 1, 2, chunk), transformation, mesh)
+    step = train_step(Objective(decoder, 1, 2, chunk), transformation, schedule, mesh)
     feed = Feed(mesh, 8, 2)
     rows = jax.ShapeDtypeStruct((feed.accumulation, feed.rows_at_once, LENGTH + 1), jnp.int32)
     ids = jax.ShapeDtypeStruct(rows.shape[:2], jnp.int32)

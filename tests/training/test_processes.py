@@ -7,6 +7,8 @@ from tiny_runs import EIGHT, SETTINGS, command, start_together
 from pangu_tiny.checkpoints.read import committed_steps
 from pangu_tiny.training import metrics
 
+pytestmark = pytest.mark.pods
+
 STEPS = SETTINGS["steps"]
 
 

@@ -26,7 +26,8 @@ from pangu_tiny.training.step import (
 BEGIN, END, LENGTH, B = 1, 2, 16, 8
 ONE, EIGHT = (1, 1, 1), (1, 4, 2)
 OPTIMIZER = Optimizer(clip=1e9)  # so that the first moment is a tenth of the gradient
-TRANSFORMATION = OPTIMIZER.transformation(lambda _: 1e-3)
+SCHEDULE = lambda _: 1e-3  # noqa: E731
+TRANSFORMATION = OPTIMIZER.transformation(SCHEDULE)
 
 
 @functools.cache
@@ -50,7 +51,7 @@ def mesh_of(sizes):
 def build(sizes, dtype=jnp.float32, skip_nonfinite=False):
     mesh = mesh_of(sizes)
     objective = Objective(Decoder(SHAPE, dtype), BEGIN, END, loss_chunk=8)
-    return train_step(objective, TRANSFORMATION, mesh, skip_nonfinite), mesh
+    return train_step(objective, TRANSFORMATION, SCHEDULE, mesh, skip_nonfinite), mesh
 
 
 @functools.cache
