@@ -1,13 +1,12 @@
 """One device, eight devices, and two processes of four devices: one and the same run."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_runs import EIGHT, SETTINGS, command, start_together
 
 from pangu_tiny.checkpoints.read import committed_steps
-from pangu_tiny.training import metrics
-
-pytestmark = pytest.mark.pods
+from pangu_tiny.training import metrics, processes
 
 STEPS = SETTINGS["steps"]
 
@@ -16,14 +15,28 @@ def start_two(dataset, workdir, **changes):
     return start_together(command(dataset, workdir, EIGHT, **changes), workdir.parent)
 
 
+def test_nothing_runs_on_the_mesh_in_what_the_first_process_does_alone(monkeypatch):
+    """The other processes would not start the same program. The runs below go through all that
+    training does alone."""
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    with processes.alone() as leads:
+        assert leads
+        with pytest.raises(RuntimeError, match="no_execution"):
+            jnp.arange(3) + 1
+    monkeypatch.setattr(processes, "index", lambda: 1)
+    with processes.alone() as leads:
+        assert not leads
+
+
 @pytest.fixture(scope="module")
 def runs(dataset, tmp_path_factory, one_device, finished):
     workdir = tmp_path_factory.mktemp("two") / "run"
-    codes = [process.wait() for process in start_two(dataset, workdir)]
+    codes = [child.wait() for child in start_two(dataset, workdir)]
     assert codes == [0, 0], (workdir.parent / "log0").read_text()
     return {"one": one_device, "eight": finished, "two": workdir}
 
 
+@pytest.mark.pods
 @pytest.mark.parametrize("other", ["eight", "two"])
 def test_batches_are_the_same_and_losses_nearly(runs, other):
     """Float32 sums in another order, over 20 steps: 1e-5."""
@@ -45,6 +58,7 @@ def test_batches_are_the_same_and_losses_nearly(runs, other):
     np.testing.assert_allclose(*held_out, rtol=1e-5)
 
 
+@pytest.mark.pods
 def test_one_process_speaks(runs):
     """Lines that both print would come once for each host of a pod."""
     logs = [(runs["two"].parent / f"log{index}").read_text() for index in (0, 1)]
@@ -52,6 +66,7 @@ def test_one_process_speaks(runs):
     assert "trained" not in logs[1] and "parameters" not in logs[1]
 
 
+@pytest.mark.pods
 def test_two_processes_go_back_together_from_damage(runs, dataset):
     """A file that only the second process has to read is damaged: both must go back to the step
     before, and neither may wait for the other in vain."""
@@ -61,8 +76,7 @@ def test_two_processes_go_back_together_from_damage(runs, dataset):
     assert files, "the second process wrote nothing"
     for file in files:
         file.unlink()
-    processes = start_two(dataset, workdir)
-    assert [process.wait() for process in processes] == [0, 0]
+    assert [child.wait() for child in start_two(dataset, workdir)] == [0, 0]
     log = (workdir.parent / "log0").read_text()
     assert "20 is damaged" in log and "going on from step 15" in log
     assert committed_steps(workdir / "checkpoints")[0] == STEPS
