@@ -112,7 +112,10 @@ def _leave_mark(mark: epath.Path) -> None:
             f"workdir {mark.parent} is not there, though process 0 has it: expected a folder that "
             f"all processes share"
         )
-    mark.write_text("")
+    try:
+        mark.write_text("")
+    except OSError as error:
+        raise UserError(f"workdir {mark.parent} cannot be written: {error.strerror}") from error
 
 
 def _check_seen(folder: epath.Path, marks: list[epath.Path]) -> None:

@@ -1,5 +1,8 @@
 """Of two real processes one is refused: both end, and each says in one line why."""
 
+import os
+import shutil
+
 import pytest
 from tiny_runs import command, free_port, prepare, start
 
@@ -29,6 +32,7 @@ def other_dataset(tmp_path_factory):
         ("--gin.train.dataset=nowhere", "process 1 (", "dataset nowhere has no dataset.json"),
         ("another version", "version.pangu_tiny is '", ""),
         ("another folder", "process 1 (", "is not there, though process 0 has it"),
+        ("no access", "process 1 (", "run cannot be written: Permission denied"),
         ("--processes=3", "--processes is ", ""),
     ],
 )
@@ -45,6 +49,11 @@ def test_both_end_with_a_line_each(
         second.append(f"--gin.train.dataset={other_dataset}")
     elif difference == "another version":
         second = [python, "-c", OTHER_VERSION, *rest[2:], *flags]
+    elif difference == "no access":
+        if os.geteuid() != 0 or not shutil.which("setpriv"):
+            pytest.skip("only root, with setpriv, can take the right to write from one process")
+        (tmp_path / "run").mkdir(mode=0)
+        second = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *second]
     else:
         cwd = tmp_path / "elsewhere"
         cwd.mkdir()
