@@ -103,7 +103,8 @@ def _check_shared(folder: epath.Path) -> None:
         others = marks if processes.first() else marks[:1]
         processes.check_everywhere(lambda: _check_seen(folder, others))
     finally:
-        mine.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it cannot be removed where it could not be written
+            mine.unlink(missing_ok=True)
 
 
 def _leave_mark(mark: epath.Path) -> None:
