@@ -16,6 +16,7 @@ class Progress:
       unit: name of one unit; "B" prints as kB, MB, GB.
       initial: units done before (by an interrupted run); they do not count for the rate.
       log_every: seconds between two lines where standard error is no terminal.
+      shown: whether anything is; of several processes that work together, one shows it.
     """
 
     def __init__(
@@ -25,10 +26,12 @@ class Progress:
         unit: str = "it",
         initial: int = 0,
         log_every: float = 10.0,
+        shown: bool = True,
     ):
         self._interval = log_every
         self._last = time.monotonic()
-        self._terminal = sys.stderr.isatty()
+        terminal = sys.stderr.isatty()
+        self._shown, self._logs = shown, shown and not terminal
         self._bar = tqdm(
             total=total,
             initial=initial,
@@ -36,7 +39,8 @@ class Progress:
             unit=unit,
             unit_scale=unit == "B",
             dynamic_ncols=True,
-            file=sys.stderr if self._terminal else _Silent(),
+            file=sys.stderr if terminal else _Silent(),
+            disable=not shown,
         )
 
     def update(self, units: int = 1, **figures: Any) -> None:
@@ -44,17 +48,18 @@ class Progress:
         if figures:
             self._bar.set_postfix(figures, refresh=False)
         self._bar.update(units)
-        if not self._terminal and time.monotonic() - self._last >= self._interval:
+        if self._logs and time.monotonic() - self._last >= self._interval:
             self._last = time.monotonic()
             self.say(str(self._bar))
 
     def say(self, line: str) -> None:
         """Prints a line to standard error without breaking the bar."""
-        tqdm.write(line, file=sys.stderr)
-        sys.stderr.flush()
+        if self._shown:
+            tqdm.write(line, file=sys.stderr)
+            sys.stderr.flush()
 
     def close(self) -> None:
-        if not self._terminal:
+        if self._logs:
             self.say(str(self._bar))
         self._bar.close()
 

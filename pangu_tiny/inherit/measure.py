@@ -44,12 +44,13 @@ def total_over(
     """
     totals = read_arrays(saved) if saved.exists() else {"batches": np.zeros(())}
     done = int(totals["batches"])
-    with Progress(label, count, "batch", initial=done) as progress:
+    leads = jax.process_index() == 0
+    with Progress(label, count, "batch", initial=done, shown=leads) as progress:
         for rows_abt in itertools.islice(batches(done), count - done):
             figures = {"batches": 1, **jax.device_get(measure(rows_abt))}
             for name, figure in figures.items():
                 totals[name] = totals.get(name, 0.0) + np.asarray(figure, np.float64)
-            if jax.process_index() == 0:
+            if leads:
                 write_arrays(saved, totals)
             progress.update()
     return totals

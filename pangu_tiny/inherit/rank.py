@@ -243,7 +243,8 @@ class _Work:
         rows = self._rows
         zeros, add = measure.grams(decoder, rows.begin_id, rows.end_id, self._mesh)
         totals = zeros()
-        with Progress("output grams", self._count, "batch") as progress:
+        leads = jax.process_index() == 0
+        with Progress("output grams", self._count, "batch", shown=leads) as progress:
             for rows_abt in itertools.islice(self._train(), self._count):
                 totals = jax.block_until_ready(add(totals, params, rows_abt))
                 progress.update()
@@ -251,7 +252,7 @@ class _Work:
         for kind, total_lff in totals.items():
             for place, layer in enumerate(layers):
                 gram_ff = np.asarray(one(total_lff, place)) / np.float32(self._count)
-                if jax.process_index() == 0:
+                if leads:
                     write_gram(self._folder, kind, layer, gram_ff)
 
     def structures(
@@ -306,14 +307,24 @@ class _Work:
         state = init(masks.first_logits(shape, groups, scores))
         if saved.exists():
             state = _restore(read_arrays(saved), state)
-        start = int(state.step)
-        with Progress("learned masks", training.steps, "step", initial=start) as progress:
-            for rows_abt in itertools.islice(self._train(start), training.steps - start):
+        start, leads = int(state.step), jax.process_index() == 0
+        pending: jax.Array | None = None
+        progress = Progress("learned masks", training.steps, "step", initial=start, shown=leads)
+
+        def finish() -> None:
+            """Reads the loss of the step before the one in flight."""
+            if pending is not None:
+                progress.update(loss=f"{float(pending):.3f}")
+
+        with progress:
+            left = itertools.islice(self._train(start), training.steps - start)
+            for done, rows_abt in enumerate(left, start + 1):
                 state, loss = step(state, params, rows_abt)
-                progress.update(loss=f"{float(loss):.3f}")
-                done = int(state.step)
-                if jax.process_index() == 0 and done % training.save_every == 0:
+                finish()
+                pending = loss
+                if leads and done % training.save_every == 0:
                     write_arrays(saved, _arrays(state))
+            finish()
         return masks.final_scores(jax.device_get(state.logits))
 
     def _decoder(self, shape: ModelShape) -> Decoder:

@@ -1,7 +1,6 @@
 """The stage `score-batches`: the loss of everything that a round trained, under a frozen model."""
 
 import time
-from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -203,15 +202,14 @@ def _score(
         with alone() as leads:
             if leads:
                 losses.add(first, row_ids[new], nats[new], targets[new])
-                progress.update(len(row_ids[new]))
+        progress.update(len(row_ids[new]))
 
     def save(end: int) -> None:
         with alone() as leads:
             if leads:
                 losses.flush(end)
 
-    shown = Progress("score-batches", total, "row", initial=start) if leads else nullcontext()
-    with shown as progress:
+    with Progress("score-batches", total, "row", initial=start, shown=leads) as progress:
         for first in range(start - start % at_once, total, at_once):
             batch = feed.place(next(loader), np.zeros(2, bool))
             found = score(params, batch.rows_abt[0])

@@ -182,7 +182,11 @@ def test_two_processes_rank_alike(teacher, rows, small, cut_found, tmp_path):
         [sys.executable, "-m", "pangu_tiny", "rank-teacher", *flags], tmp_path
     )
     codes = [process.wait() for process in processes]
-    assert codes == [0, 0], (tmp_path / "log0").read_text()
+    logs = [(tmp_path / f"log{index}").read_text() for index in (0, 1)]
+    assert codes == [0, 0], logs[0]
+    for label in ("layers skipped", "learned masks", "output grams"):
+        assert label in logs[0] and label not in logs[1], "progress is shown once"
+    assert "learned masks: 100%" in logs[0], "the last step counts too"
     expected, folder = cut_found("learned")
     found = Importance.open(str(tmp_path / "two"))
     assert found.about["layers"] == expected.about["layers"]
