@@ -116,6 +116,7 @@ def held_out_batches(
     dataset: TokenDataset,
     batch_size: int,
     positions: np.ndarray | None = None,
+    row_ids: np.ndarray | None = None,
     split: str = "held_out",
     prefetch: int = 4,
 ) -> grain.DatasetIterator:
@@ -123,19 +124,25 @@ def held_out_batches(
 
     The last batch is filled up with rows of nothing but padding, whose row id is -1.
 
-    Args and result are those of `batches`.
+    Args:
+      row_ids: integers [n], the rows that are served; by default all of the split.
+
+    The other args, and the result, are those of `batches`.
     """
-    count = dataset.rows(split)
+    chosen = np.arange(dataset.rows(split)) if row_ids is None else np.asarray(row_ids)
     places = np.arange(batch_size) if positions is None else np.asarray(positions)
 
     def read(index: int) -> dict[str, np.ndarray]:
-        row_ids = index * batch_size + places.astype(np.int64)
-        row_ids[row_ids >= count] = -1
-        rows_bt = np.full((len(row_ids), dataset.sequence_length + 1), dataset.end_id, np.int32)
-        rows_bt[row_ids >= 0] = dataset.read(split, row_ids[row_ids >= 0])
-        return {"rows": rows_bt, "row_ids": row_ids}
+        numbers = index * batch_size + places
+        there = numbers < len(chosen)
+        served = np.full(len(places), -1, np.int64)
+        served[there] = chosen[numbers[there]]
+        rows_bt = np.full((len(places), dataset.sequence_length + 1), dataset.end_id, np.int32)
+        rows_bt[there] = dataset.read(split, served[there])
+        return {"rows": rows_bt, "row_ids": served}
 
-    return iter(_prefetched(grain.MapDataset.range(-(-count // batch_size)).map(read), prefetch))
+    count = -(-len(chosen) // batch_size)
+    return iter(_prefetched(grain.MapDataset.range(count).map(read), prefetch))
 
 
 def row_order(

@@ -9,11 +9,11 @@ from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Decoder
+from pangu_tiny.progress import Progress
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.topology.mesh import check_divides, make_mesh
-from pangu_tiny.training.feed import held_out_nats
+from pangu_tiny.training.held_out import HeldOut, score_held_out
 from pangu_tiny.training.loop import DTYPES
-from pangu_tiny.training.metrics import bits_per_byte
 from pangu_tiny.training.step import Objective, param_shardings, score_step
 from pangu_tiny.workdir import claim_together, write_atomically
 
@@ -31,8 +31,9 @@ def evaluate(
       dtype: of matrix products and activations.
 
     Returns:
-      nats_per_token, bits_per_byte (nats over all targets / ln 2 / raw UTF-8 bytes), gzip and xz
-      bits per byte (each document compressed on its own), targets, bytes, documents, step.
+      documents, bytes, targets, nats_per_token, bits_per_byte (nats over all targets / ln 2 / raw
+      UTF-8 bytes), gzip_9_bits_per_byte and xz_9_bits_per_byte (each document compressed on its
+      own); under `sources` the same by name, of those of which text is held out; and the step.
 
     Raises:
       UserError: no checkpoint, a dataset of another tokenizer or sequence length, nothing held out,
@@ -65,23 +66,46 @@ def evaluate(
         objective = Objective(decoder, rows.begin_id, rows.end_id, hardware.loss_chunk)
         score = score_step(objective, mesh)
         params = opened.params(param_shardings(opened.shape, mesh))
-        nats, targets = held_out_nats(score, params, rows, mesh, hardware.per_device_batch)
+        leads, count = jax.process_index() == 0, rows.rows("held_out")
+        with Progress("evaluate", count, "row", shown=leads) as progress:
+            found = score_held_out(
+                score, params, rows, mesh, hardware.per_device_batch, progress=progress
+            )
     result = {
         "step": opened.about["step"],
-        "documents": held_out["documents"],
-        "bytes": held_out["bytes"],
-        "targets": targets,
-        "nats_per_token": nats / targets,
-        "bits_per_byte": bits_per_byte(nats, held_out["bytes"]),
-        "gzip_9_bits_per_byte": 8 * held_out["gzip_bytes"] / held_out["bytes"],
-        "xz_9_bits_per_byte": 8 * held_out["xz_bytes"] / held_out["bytes"],
+        **_figures(rows, found),
+        "sources": {
+            name: _figures(rows, found, name)
+            for name in rows.sources
+            if held_out["sources"][name]["targets"]
+        },
     }
-    if jax.process_index() == 0:
+    if leads:
         write_atomically(folder / "evaluation.json", json.dumps(result, indent=2))
-        print(
-            f"held-out: {result['nats_per_token']:.4f} nats per token, "
-            f"{result['bits_per_byte']:.4f} bits per byte (gzip -9 "
-            f"{result['gzip_9_bits_per_byte']:.4f}, xz -9 {result['xz_9_bits_per_byte']:.4f}, "
-            f"each of the {result['documents']} documents on its own)"
-        )
+        each = f", each of the {result['documents']:,} documents on its own"
+        print(f"held-out: {_line(result, each)}")
+        for name in rows.sources if len(rows.sources) > 1 else ():
+            figures = result["sources"].get(name)
+            print(f"  {name:<12} {_line(figures) if figures else 'nothing held out'}")
     return result
+
+
+def _figures(dataset: TokenDataset, found: HeldOut, source: str | None = None) -> dict[str, Any]:
+    counts = dataset.description["splits"]["held_out"]
+    if source is not None:
+        counts = counts["sources"][source]
+    return {
+        "documents": counts["documents"],
+        "bytes": counts["bytes"],
+        **found.figures(dataset, source),
+        "gzip_9_bits_per_byte": 8 * counts["gzip_bytes"] / counts["bytes"],
+        "xz_9_bits_per_byte": 8 * counts["xz_bytes"] / counts["bytes"],
+    }
+
+
+def _line(figures: dict[str, Any], note: str = "") -> str:
+    return (
+        f"{figures['nats_per_token']:.4f} nats per token, "
+        f"{figures['bits_per_byte']:.4f} bits per byte (gzip -9 "
+        f"{figures['gzip_9_bits_per_byte']:.4f}, xz -9 {figures['xz_9_bits_per_byte']:.4f}{note})"
+    )

@@ -18,8 +18,8 @@ from pangu_tiny.progress import Progress
 from pangu_tiny.rounds.forgetting import by_part, seen_losses, write_forgetting
 from pangu_tiny.rounds.scores import SCORES, Scores
 from pangu_tiny.topology.hardware import Hardware
-from pangu_tiny.topology.mesh import batch_shards, check_divides, make_mesh, named_sharding
-from pangu_tiny.training.feed import Feed
+from pangu_tiny.topology.mesh import check_divides, make_mesh, named_sharding
+from pangu_tiny.training.feed import Feed, most_scored_at_once
 from pangu_tiny.training.loop import DTYPES
 from pangu_tiny.training.metrics import RowLosses, read_records, row_loss_files
 from pangu_tiny.training.processes import alone, from_first, led, say
@@ -140,7 +140,7 @@ def scoring_feed(mesh: Mesh, hardware: Hardware, batch_size: int | None) -> Feed
       UserError: they do not divide over the mesh.
     """
     if batch_size is None:
-        batch_size = 4 * hardware.per_device_batch * batch_shards(mesh)
+        batch_size = most_scored_at_once(mesh, hardware.per_device_batch)
     return Feed(mesh, batch_size, batch_size, "score_batches.batch_size")
 
 

@@ -15,11 +15,11 @@ from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.progress import Progress
 from pangu_tiny.training.checkpoints import Writer
 from pangu_tiny.training.feed import Feed
+from pangu_tiny.training.held_out import HeldOut
 from pangu_tiny.training.metrics import (
     MFU_FORMULA,
     MetricsLog,
     RowLosses,
-    bits_per_byte,
     peak_flops,
 )
 from pangu_tiny.training.optimizer import Optimizer
@@ -117,20 +117,18 @@ class Watch:
         self._log.log(step, **figures)
         self._last_step, self._last_time, self.waited = step + 1, now, 0.0
 
-    def log_held_out(self, step: int, nats: float, targets: int, seconds: float) -> None:
+    def log_held_out(self, step: int, found: HeldOut, seconds: float) -> None:
         """Takes a held-out loss; the seconds that it took are not those of the steps."""
         self._last_time += seconds
-        text_bytes = self._rows.description["splits"]["held_out"]["bytes"]
-        figures = {
-            "held_out_nats_per_token": nats / targets,
-            "held_out_bits_per_byte": bits_per_byte(nats, text_bytes),
-        }
+        figures, rows = found.figures(self._rows), self._rows.rows("held_out")
+        scored, names = len(found.row_ids), ("nats_per_token", "bits_per_byte")
+        part = f" (estimated from {scored:,} of {rows:,} rows)" if scored < rows else ""
         with alone() as leads:
             if leads:
-                self._log.log(step, **figures)
+                self._log.log(step, **{f"held_out_{name}": figures[name] for name in names})
                 self._progress.say(
-                    f"step {step + 1}: held-out {figures['held_out_bits_per_byte']:.4f} bits per "
-                    f"byte, {figures['held_out_nats_per_token']:.4f} nats per token"
+                    f"step {step + 1}: held-out {figures['bits_per_byte']:.4f} bits per byte, "
+                    f"{figures['nats_per_token']:.4f} nats per token{part}"
                 )
 
     def __enter__(self) -> "Watch":

@@ -116,6 +116,44 @@ def test_bits_per_byte_follow_the_definition(runs, which, documents):
     assert json.loads((folder / "evaluation" / "evaluation.json").read_text()) == result
 
 
+def test_a_source_has_the_figures_of_its_rows_alone(runs, documents, tmp_path, capsys):
+    """Those of a dataset of nothing else, to the order in which float32 adds up in a larger batch;
+    the compressors' too. A source of which nothing is held out is named."""
+    _, checkpoint, _, _, tokenizer = runs[0]
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer.model_bytes)
+    unseen = next(text for text in documents if not held_out(text, FRACTION))
+    texts = {"a": documents[:70], "b": documents[70:], "c": [unseen]}
+    files = {name: tmp_path / f"{name}.jsonl" for name in texts}
+    for name, file in files.items():
+        file.write_text("\n".join(json.dumps({"text": text}) for text in texts[name]))
+
+    def evaluate_on(names):
+        prepare_data(
+            {name: str(files[name]) for name in names},
+            str(tmp_path / names / "data"),
+            sequence_length=LENGTH,
+            tokenizer=str(tmp_path / "tokenizer.model"),
+            held_out_fraction=FRACTION,
+            processes=1,
+        )
+        return evaluated((tmp_path / names, checkpoint))
+
+    capsys.readouterr()
+    result = evaluate_on("abc")
+    lines = capsys.readouterr().out.splitlines()
+    assert list(result["sources"]) == ["a", "b"]
+    assert lines[-1] == "  c            nothing held out"
+    for line, (name, figures) in zip(lines[-3:-1], result["sources"].items(), strict=True):
+        alone = evaluate_on(name)
+        expected = {figure: alone[figure] for figure in figures}
+        assert figures == pytest.approx(expected, rel=1e-5)
+        assert line.startswith(f"  {name}  ") and f"{figures['bits_per_byte']:.4f} bits" in line
+    for figure in ("documents", "bytes", "targets"):
+        assert sum(source[figure] for source in result["sources"].values()) == result[figure]
+    saved = json.loads((tmp_path / "abc" / "evaluation" / "evaluation.json").read_text())
+    assert saved == result
+
+
 def test_evaluation_goes_with_its_settings(runs):
     """Run again in its workdir it gives the same; with another dtype it is another evaluation."""
     run = runs[0]

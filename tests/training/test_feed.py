@@ -1,17 +1,11 @@
 """The feed: every mesh sees the same batches, and every process reads only what it serves."""
 
-import jax
 import numpy as np
 import pytest
-from shapes import random_params
-from tiny_runs import SHAPE
 
-from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import UserError
-from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.topology.mesh import make_mesh
-from pangu_tiny.training.feed import Feed, held_out_nats
-from pangu_tiny.training.step import Objective, score_step
+from pangu_tiny.training.feed import Feed
 
 ROWS = np.arange(24 * 5, dtype=np.int32).reshape(24, 5)
 
@@ -44,23 +38,3 @@ def test_accumulation_follows_from_the_largest_batch_of_a_device(largest, taken)
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(UserError, match=r"global_batch 12 is not divisible by .* = 8, the devices"):
         Feed(make_mesh(1, 8, 1), 12, 4)
-
-
-def test_held_out_targets_are_scored_once_each(dataset):
-    """The last partial batch included: the same on one device as on eight, whose batches do not
-    divide the rows."""
-    rows = TokenDataset.open(dataset)
-    assert rows.rows("held_out") % 4 and rows.rows("held_out") % 2
-    params = random_params(SHAPE)
-    results = []
-    for mesh, per_device_batch in (
-        (make_mesh(1, 1, 1, jax.devices()[:1]), 3),
-        (make_mesh(1, 4, 2), 1),
-    ):
-        with jax.set_mesh(mesh):
-            decoder = Decoder(SHAPE)
-            score = score_step(Objective(decoder, rows.begin_id, rows.end_id, 64), mesh)
-            results.append(held_out_nats(score, params, rows, mesh, per_device_batch))
-    (nats, targets), (other_nats, other_targets) = results
-    assert targets == other_targets == rows.description["splits"]["held_out"]["targets"]
-    assert nats == pytest.approx(other_nats, rel=1e-5)

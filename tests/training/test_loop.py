@@ -159,6 +159,18 @@ def test_mfu_is_what_its_formula_says(copy, dataset, monkeypatch, capsys):
     assert line["mfu"] == pytest.approx(expected, rel=1e-2)
 
 
+def test_some_held_out_rows_may_stand_for_all(copy, finished, dataset, capsys):
+    """How many is no part of a run's identity; that bits per byte are estimated is said."""
+    back_to(copy, 15)
+    run(dataset, copy, evaluate_rows=8)
+    assert "nats per token (estimated from 8 of 39 rows)\n" in capsys.readouterr().err
+    found, expected = lines_of(copy)[1][19], lines_of(finished)[1][19]
+    assert found.keys() == expected.keys()
+    for name in ("held_out_bits_per_byte", "held_out_nats_per_token"):
+        assert found[name] != expected[name]
+        assert found[name] == pytest.approx(expected[name], rel=0.1)
+
+
 def test_a_resumed_run_drops_what_came_later(copy, dataset):
     """Figures and events of steps that are taken again must not be there twice; a line that a
     kill cut in half is none."""
@@ -241,6 +253,7 @@ def other(**changes):
         ({"log_every": 0}, r"train\.log_every is 0"),
         ({"save_every": 0}, r"train\.save_every is 0"),
         ({"evaluate_every": 0}, r"train\.evaluate_every is 0"),
+        ({"evaluate_rows": 0}, r"train\.evaluate_rows is 0, expected at least 1, or None"),
         ({"profile_steps": [3]}, r"train\.profile_steps is \[3\], expected \[first, last\]"),
         ({"profile_steps": [4, 3]}, r"train\.profile_steps is \[4, 3\]"),
         ({"hardware": Hardware(fsdp=4, tensor=2, remat="some")}, r"Hardware\.remat is 'some'"),
