@@ -6,7 +6,7 @@
 # --lowest takes the oldest versions that setup.cfg allows, in an environment of its own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-extras=test,hf,plan,beam
+extras=test,hf,plan,beam,gcs
 case "${1:-}" in
   --parity)
     shift
