@@ -14,6 +14,7 @@ from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.topology.mesh import check_divides, make_mesh
 from pangu_tiny.training.held_out import HeldOut, score_held_out
 from pangu_tiny.training.loop import DTYPES
+from pangu_tiny.training.processes import alone, first, say
 from pangu_tiny.training.step import Objective, param_shardings, score_step
 from pangu_tiny.workdir import claim_together, write_atomically
 
@@ -66,8 +67,7 @@ def evaluate(
         objective = Objective(decoder, rows.begin_id, rows.end_id, hardware.loss_chunk)
         score = score_step(objective, mesh)
         params = opened.params(param_shardings(opened.shape, mesh))
-        leads, count = jax.process_index() == 0, rows.rows("held_out")
-        with Progress("evaluate", count, "row", shown=leads) as progress:
+        with Progress("evaluate", rows.rows("held_out"), "row", shown=first()) as progress:
             found = score_held_out(
                 score, params, rows, mesh, hardware.per_device_batch, progress=progress
             )
@@ -80,13 +80,14 @@ def evaluate(
             if held_out["sources"][name]["targets"]
         },
     }
-    if leads:
-        write_atomically(folder / "evaluation.json", json.dumps(result, indent=2))
-        each = f", each of the {result['documents']:,} documents on its own"
-        print(f"held-out: {_line(result, each)}")
-        for name in rows.sources if len(rows.sources) > 1 else ():
-            figures = result["sources"].get(name)
-            print(f"  {name:<12} {_line(figures) if figures else 'nothing held out'}")
+    with alone() as leads:
+        if leads:
+            write_atomically(folder / "evaluation.json", json.dumps(result, indent=2))
+    each = f", each of the {result['documents']:,} documents on its own"
+    say(f"held-out: {_line(result, each)}")
+    for name in rows.sources if len(rows.sources) > 1 else ():
+        figures = result["sources"].get(name)
+        say(f"  {name:<12} {_line(figures) if figures else 'nothing held out'}")
     return result
 
 

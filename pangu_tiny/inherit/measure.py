@@ -21,6 +21,7 @@ from pangu_tiny.inherit.structures import OUTSIDE, apply_masks, sum_by_structure
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.progress import Progress
 from pangu_tiny.topology.mesh import AXES, named_sharding
+from pangu_tiny.training.processes import alone, first
 from pangu_tiny.training.step import Objective
 
 Measure = Callable[[dict[str, Any], jax.Array], dict[str, Any]]
@@ -44,14 +45,14 @@ def total_over(
     """
     totals = read_arrays(saved) if saved.exists() else {"batches": np.zeros(())}
     done = int(totals["batches"])
-    leads = jax.process_index() == 0
-    with Progress(label, count, "batch", initial=done, shown=leads) as progress:
+    with Progress(label, count, "batch", initial=done, shown=first()) as progress:
         for rows_abt in itertools.islice(batches(done), count - done):
             figures = {"batches": 1, **jax.device_get(measure(rows_abt))}
             for name, figure in figures.items():
                 totals[name] = totals.get(name, 0.0) + np.asarray(figure, np.float64)
-            if leads:
-                write_arrays(saved, totals)
+            with alone() as leads:
+                if leads:
+                    write_arrays(saved, totals)
             progress.update()
     return totals
 

@@ -29,7 +29,7 @@ from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.topology.mesh import check_divides, make_mesh, named_sharding
 from pangu_tiny.training.feed import Feed
 from pangu_tiny.training.loop import DTYPES
-from pangu_tiny.training.processes import say
+from pangu_tiny.training.processes import alone, first, say
 from pangu_tiny.training.step import Objective, param_shardings
 from pangu_tiny.workdir import claim_together, environment
 
@@ -144,11 +144,12 @@ def rank_teacher(
             f"teacher {opened.path} cannot be ranked: {', '.join(bad)} came out NaN or infinite"
         )
     found = Importance(about, arrays)
-    if jax.process_index() == 0:
-        report.write_ranking(folder, found)
-        found.write(folder)
-        for path in folder.glob("partial_*.npz"):
-            path.unlink()
+    with alone() as leads:
+        if leads:
+            report.write_ranking(folder, found)
+            found.write(folder)
+            for path in folder.glob("partial_*.npz"):
+                path.unlink()
     say(f"importance {folder}\n  report       {folder / 'report.html'}")
     return found
 
@@ -243,8 +244,7 @@ class _Work:
         rows = self._rows
         zeros, add = measure.grams(decoder, rows.begin_id, rows.end_id, self._mesh)
         totals = zeros()
-        leads = jax.process_index() == 0
-        with Progress("output grams", self._count, "batch", shown=leads) as progress:
+        with Progress("output grams", self._count, "batch", shown=first()) as progress:
             for rows_abt in itertools.islice(self._train(), self._count):
                 totals = jax.block_until_ready(add(totals, params, rows_abt))
                 progress.update()
@@ -252,8 +252,9 @@ class _Work:
         for kind, total_lff in totals.items():
             for place, layer in enumerate(layers):
                 gram_ff = np.asarray(one(total_lff, place)) / np.float32(self._count)
-                if leads:
-                    write_gram(self._folder, kind, layer, gram_ff)
+                with alone() as leads:
+                    if leads:
+                        write_gram(self._folder, kind, layer, gram_ff)
 
     def structures(
         self,
@@ -307,9 +308,9 @@ class _Work:
         state = init(masks.first_logits(shape, groups, scores))
         if saved.exists():
             state = _restore(read_arrays(saved), state)
-        start, leads = int(state.step), jax.process_index() == 0
+        start = int(state.step)
         pending: jax.Array | None = None
-        progress = Progress("learned masks", training.steps, "step", initial=start, shown=leads)
+        progress = Progress("learned masks", training.steps, "step", start, shown=first())
 
         def finish() -> None:
             """Reads the loss of the step before the one in flight."""
@@ -322,8 +323,9 @@ class _Work:
                 state, loss = step(state, params, rows_abt)
                 finish()
                 pending = loss
-                if leads and done % training.save_every == 0:
-                    write_arrays(saved, _arrays(state))
+                with alone() as leads:
+                    if leads and done % training.save_every == 0:
+                        write_arrays(saved, _arrays(state))
             finish()
         return masks.final_scores(jax.device_get(state.logits))
 
