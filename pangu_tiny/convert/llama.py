@@ -4,11 +4,12 @@ Axes: d width, f ffn, v vocabulary rows, q all query heads × head_dim, n all ke
 head_dim.
 """
 
-import json
 import pathlib
+import sys
 from typing import Any, NamedTuple
 
 from pangu_tiny.checkpoints.write import parts_of
+from pangu_tiny.convert.files import read_object
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.shape import ModelShape
 
@@ -33,8 +34,13 @@ _PLAIN = {
 """Settings that change what a model computes → the one value that our decoder computes; a model
 that has no such setting, or null, has that value too."""
 
-_PLAIN_ROPE = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
-"""The same for `rope_parameters` and `rope_scaling`, beside their rope_theta."""
+_ROPE_SETTINGS = {
+    "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "attention_factor",
+    "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
+    "truncate", "low_freq_factor", "high_freq_factor", "short_factor", "long_factor",
+}  # fmt: skip
+"""What `rope_parameters` and `rope_scaling` may hold. The types that are taken (see `_context`)
+read none of them but their factor; all others are for types that are refused."""
 
 Tensors = dict[tuple[str, int | None], tuple[str, tuple[int, ...]]]
 """Name and layer of every part of a checkpoint → name and shape in Hugging Face's layout."""
@@ -45,14 +51,25 @@ class HuggingFaceConfig(NamedTuple):
 
     Attributes:
       shape: its sizes; vocab_size is the number of rows of the embedding, padding included.
-      sequence_length: the longest sequence that it allows (max_position_embeddings).
-      begin_id, end_id: its marks, the first where it has several; None where it has none.
+      sequence_length: the longest sequence that it allows (max_position_embeddings), and within
+        which it leaves the rotary frequencies as they are.
+      begin_ids, end_ids: all ids that are begin or end marks; there may be none.
     """
 
     shape: ModelShape
     sequence_length: int
-    begin_id: int | None
-    end_id: int | None
+    begin_ids: list[int]
+    end_ids: list[int]
+
+    @property
+    def begin_id(self) -> int | None:
+        """The begin mark, the first where there are several."""
+        return self.begin_ids[0] if self.begin_ids else None
+
+    @property
+    def end_id(self) -> int | None:
+        """The end mark, the first where there are several."""
+        return self.end_ids[0] if self.end_ids else None
 
 
 def read_config(file: pathlib.Path) -> HuggingFaceConfig:
@@ -63,18 +80,15 @@ def read_config(file: pathlib.Path) -> HuggingFaceConfig:
         that computes something else than our decoder.
     """
     try:
-        config = json.loads(file.read_text())
+        config = read_object(file)
     except FileNotFoundError as error:
         raise UserError(
             f"{file} does not exist; expected a model in Hugging Face layout"
         ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{file} holds a {type(config).__name__}, expected a JSON object")
     _check_architecture(config, file)
     positions = _number(config, "max_position_embeddings", file)
     _check_window(config, positions, file)
+    rope_theta, context = _rotary(config, positions, file)
     heads = _number(config, "num_attention_heads", file)
     sizes = {
         "depth": _number(config, "num_hidden_layers", file),
@@ -85,15 +99,15 @@ def read_config(file: pathlib.Path) -> HuggingFaceConfig:
         "ffn_width": _number(config, "intermediate_size", file),
         "vocab_size": _number(config, "vocab_size", file),
         "tied": _flag(config, "tie_word_embeddings", file),
-        "rope_theta": _rope_theta(config, file),
+        "rope_theta": rope_theta,
         "norm_eps": float(_number(config, "rms_norm_eps", file, kinds=(int, float))),
     }
     try:
         shape = ModelShape(**sizes)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    marks = (_mark(config.get(name)) for name in ("bos_token_id", "eos_token_id"))
-    return HuggingFaceConfig(shape, positions, *marks)
+    marks = (_marks(config, name, shape, file) for name in ("bos_token_id", "eos_token_id"))
+    return HuggingFaceConfig(shape, context, *marks)
 
 
 def tensors(shape: ModelShape) -> Tensors:
@@ -122,7 +136,8 @@ def tensors(shape: ModelShape) -> Tensors:
 
 def _check_architecture(config: dict[str, Any], file: pathlib.Path) -> None:
     kind, names = config.get("model_type"), config.get("architectures")
-    if kind not in _ARCHITECTURES or names not in (None, [_ARCHITECTURES[kind]]):
+    expected = _ARCHITECTURES.get(kind) if isinstance(kind, str) else None
+    if expected is None or names not in (None, [expected]):
         wanted = " or ".join(f"{k} ({name})" for k, name in _ARCHITECTURES.items())
         raise UserError(f"{file}: model_type is {kind!r} ({names}), expected {wanted}")
     for name, plain in _PLAIN.items():
@@ -144,46 +159,83 @@ def _check_window(config: dict[str, Any], positions: int, file: pathlib.Path) ->
         )
 
 
-def _rope_theta(config: dict[str, Any], file: pathlib.Path) -> float:
-    """The base of the rotary frequencies, at the top or in `rope_parameters` or `rope_scaling`."""
-    bases = {}
+def _rotary(config: dict[str, Any], positions: int, file: pathlib.Path) -> tuple[float, int]:
+    """The base of the rotary frequencies, at the top or in `rope_parameters` or `rope_scaling`, and
+    the longest sequence within which these change nothing else."""
+    bases, context = {}, positions
     if config.get("rope_theta") is not None:
         bases["rope_theta"] = config["rope_theta"]
     for place in ("rope_parameters", "rope_scaling"):
-        found = config.get(place) or {}
-        plain = isinstance(found, dict) and all(
-            name == "rope_theta" or value == _PLAIN_ROPE.get(name) for name, value in found.items()
-        )
-        if not plain:
-            raise UserError(
-                f"{file}: {place} is {found}, which is not implemented; expected rope_theta and"
-                " the rope_type 'default' over whole heads"
-            )
-        if "rope_theta" in found:
-            bases[f"{place}.rope_theta"] = found["rope_theta"]
+        rope = config.get(place) or {}
+        if not isinstance(rope, dict):
+            raise UserError(f"{file}: {place} is {rope!r}, expected a JSON object")
+        rope = {name: value for name, value in rope.items() if value is not None}
+        context = min(context, _context(rope, positions, f"{file}: {place}"))
+        if "rope_theta" in rope:
+            bases[f"{place}.rope_theta"] = rope["rope_theta"]
     for name in bases:
         _number(bases, name, file, kinds=(int, float))
     if len(set(bases.values())) > 1:
         said = " but ".join(f"{name} is {value}" for name, value in bases.items())
         raise UserError(f"{file}: {said}; expected one value")
     name, value = next(iter(bases.items()), ("rope_theta", 10_000.0))  # what LLaMA has without
-    return float(_number({name: value}, name, file, kinds=(int, float)))
+    return float(_number({name: value}, name, file, kinds=(int, float))), context
+
+
+def _context(rope: dict[str, Any], positions: int, where: str) -> int:
+    """The longest sequence whose rotary frequencies are those of the base alone.
+
+    As transformers 5 computes it for LLaMA: "default" reads the base and nothing else; "linear"
+    divides all frequencies by its factor; "dynamic" changes the base only for sequences beyond
+    max_position_embeddings. It does not read original_max_position_embeddings for that, others do:
+    the shorter of both is what all agree on. The other types change frequencies at every length.
+    """
+    if unknown := sorted(rope.keys() - _ROPE_SETTINGS):
+        raise UserError(f"{where} has {unknown[0]}, which is not implemented")
+    if (share := rope.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise UserError(
+            f"{where}.partial_rotary_factor is {share!r}, which is not implemented; expected 1.0"
+        )
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if rope.get("type", kind) != kind:
+        raise UserError(f"{where}.rope_type is {kind!r} but type is {rope['type']!r}")
+    factor = rope.get("factor")
+    if kind == "default":
+        return positions
+    if kind == "linear" and type(factor) in (int, float) and factor == 1:
+        return positions
+    if kind == "linear":
+        raise UserError(
+            f"{where} is 'linear' with factor {factor!r}, which divides every position and is not"
+            " implemented; expected factor 1.0, which changes nothing"
+        )
+    if kind == "dynamic":
+        original = "original_max_position_embeddings"
+        return min(positions, _number(rope, original, where, default=positions))
+    raise UserError(
+        f"{where} is {kind!r}, which changes the frequencies of short sequences too and is not"
+        " implemented; expected 'default', 'linear' with factor 1.0, or 'dynamic'"
+    )
 
 
 def _number(
     config: dict[str, Any],
     name: str,
-    file: pathlib.Path,
+    file: pathlib.Path | str,
     default: int | None = None,
     kinds: tuple[type, ...] = (int,),
 ) -> Any:
-    """A positive number; `default` where it is absent or null and there is one."""
+    """A positive number, not beyond what such numbers can be; `default` where it is absent or null
+    and there is one."""
     value = config.get(name)
     if value is None and default is not None:
         return default
-    if type(value) not in kinds or value <= 0:
+    largest, wanted = 2**31 - 1, f"int up to {2**31 - 1:,}"
+    if float in kinds:
+        largest, wanted = sys.float_info.max, "float"
+    if type(value) not in kinds or not 0 < value <= largest:
         found = "missing" if value is None else repr(value)
-        raise UserError(f"{file}: {name} is {found}, expected a positive {kinds[-1].__name__}")
+        raise UserError(f"{file}: {name} is {found}, expected a positive {wanted}")
     return value
 
 
@@ -195,6 +247,13 @@ def _flag(config: dict[str, Any], name: str, file: pathlib.Path) -> bool:
     return bool(value)
 
 
-def _mark(value: int | list[int] | None) -> int | None:
+def _marks(config: dict[str, Any], name: str, shape: ModelShape, file: pathlib.Path) -> list[int]:
+    value = config.get(name)
     ids = value if isinstance(value, list) else [value]
-    return ids[0] if ids else None
+    ids = [token_id for token_id in ids if token_id is not None]
+    if not all(type(token_id) is int and 0 <= token_id < shape.vocab_size for token_id in ids):
+        raise UserError(
+            f"{file}: {name} is {value!r}, expected an id or a list of ids below vocab_size,"
+            f" {shape.vocab_size}, or null"
+        )
+    return ids

@@ -1,7 +1,6 @@
 """The tensors of a folder of safetensors files, listed by their headers and read one by one."""
 
 import hashlib
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,7 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pangu_tiny.checkpoints.read import reason
+from pangu_tiny.convert.files import read_object
 from pangu_tiny.errors import UserError
+from pangu_tiny.git_lfs import check_no_pointer
 from pangu_tiny.progress import Progress
 
 _WHOLE = "model.safetensors"
@@ -45,6 +46,7 @@ class Weights:
         self.files = _find_files(folder)
         self.tensors: dict[str, Tensor] = {}
         for file in self.files:
+            _check_content(file)
             with _open(file) as opened:
                 for name in opened.keys():  # noqa: SIM118 (it is no dict)
                     if name in self.tensors:
@@ -126,16 +128,30 @@ def _find_files(folder: pathlib.Path) -> list[pathlib.Path]:
                 " is in it: refused, save the model as safetensors first"
             )
         raise UserError(f"{folder} holds neither {_WHOLE} nor {_INDEX}, expected one of them")
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} cannot be read: {reason(error)}") from error
-    if not all(isinstance(name, str) for name in names):
-        raise UserError(f"{index}: weight_map is {names}, expected names of files")
+    places = read_object(index).get("weight_map")
+    if not isinstance(places, dict):
+        raise UserError(f"{index}: weight_map is {places!r}, expected names of tensors and files")
+    for tensor, name in places.items():
+        if not isinstance(name, str) or name != pathlib.PurePath(name).name:
+            raise UserError(
+                f"{index}: {tensor} is in {name!r}, expected the name of a file beside the index"
+            )
+    names = sorted(set(places.values()))
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise UserError(f"{index} names {absent[0]}{_more(absent)}, which is not there")
     return [folder / name for name in names]
+
+
+def _check_content(file: pathlib.Path) -> None:
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(100)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    check_no_pointer(file, head)
+    if not head:
+        raise UserError(f"{file} is empty, expected tensors as safetensors stores them")
 
 
 def _open(file: pathlib.Path) -> Any:

@@ -14,6 +14,7 @@ import sentencepiece
 from etils import epath
 
 from pangu_tiny.errors import UserError
+from pangu_tiny.git_lfs import check_no_pointer
 from pangu_tiny.tokenizer import proto
 
 _BYTES_AND_MARKS = 256 + 3  # byte-fallback pieces; unknown, begin, end
@@ -30,19 +31,23 @@ class Tokenizer:
       name: where it was read from, for messages.
 
     Raises:
-      UserError: the bytes are no SentencePiece model.
+      UserError: the bytes are no SentencePiece model; with the reason that SentencePiece gives.
     """
 
     def __init__(self, model_bytes: bytes, name: str = "the given bytes"):
         self.model_bytes = model_bytes
         self.name = name
+        if not model_bytes:
+            raise UserError(f"tokenizer {name} is empty; expected a SentencePiece model")
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
-            loaded = bool(model_bytes) and self._processor.LoadFromSerializedProto(model_bytes)
-        except (RuntimeError, OSError):
-            loaded = False
-        if not loaded or not self._processor.get_piece_size():
-            raise UserError(f"tokenizer {name} is not a SentencePiece model")
+            self._processor.LoadFromSerializedProto(model_bytes)
+            # A damaged piece that is not UTF-8 would show only in the texts that have it.
+            self._processor.id_to_piece(list(range(self._processor.get_piece_size())))
+        except (RuntimeError, OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"tokenizer {name} is not a SentencePiece model (SentencePiece: {_line(error)})"
+            ) from error
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "Tokenizer":
@@ -50,7 +55,9 @@ class Tokenizer:
         file = epath.Path(path)
         if not file.is_file():
             raise UserError(f"tokenizer {path} does not exist; expected a SentencePiece model file")
-        return cls(file.read_bytes(), name=str(path))
+        model_bytes = file.read_bytes()
+        check_no_pointer(path, model_bytes)
+        return cls(model_bytes, name=str(path))
 
     @functools.cached_property
     def digest(self) -> str:
@@ -204,12 +211,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
         raise UserError(
             f"vocab_size = {vocab_size} does not fit a text sample of"
-            f" {sum(map(len, texts)):,} characters (SentencePiece: {reason})"
+            f" {sum(map(len, texts)):,} characters (SentencePiece: {_line(error)})"
         ) from error
     return Tokenizer(model.getvalue(), name="just trained")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _split_at_rare_characters(texts: Sequence[str], largest_alphabet: int) -> list[str]:

@@ -11,109 +11,18 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from hf_models import CONFIG, EMBEDDING, HEAD, NORM, QUERY, SHAPE, draw
 from hf_weights import to_params
-from safetensors.numpy import save_file
 
 from pangu_tiny import cli
 from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.convert import huggingface
 from pangu_tiny.convert.huggingface import import_hf
-from pangu_tiny.convert.llama import read_config, tensors
+from pangu_tiny.convert.llama import read_config
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Decoder, logits
-from pangu_tiny.model.shape import ModelShape
 
-ROWS = 310  # of the embedding; the tokenizer has 300 ids
-SHAPE = ModelShape(
-    depth=2,
-    width=32,
-    heads=4,
-    kv_heads=2,
-    head_dim=6,
-    ffn_width=40,
-    vocab_size=ROWS,
-    rope_theta=500.0,
-    norm_eps=1e-3,
-)
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "bos_token_id": 7,
-    "eos_token_id": [8, 9],
-    "head_dim": 6,
-    "hidden_act": "silu",
-    "hidden_size": 32,
-    "intermediate_size": 40,
-    "max_position_embeddings": 64,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-3,
-    "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"},
-    "tie_word_embeddings": False,
-    "vocab_size": ROWS,
-}
-TIKTOKEN = b"IQ== 0\nIg== 1\n"
-QUERY = "model.layers.1.self_attn.q_proj.weight"
-EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
-
-
-def draw(shape=SHAPE, dtype="float32"):
-    """Random weights by their Hugging Face names."""
-    random = np.random.default_rng(0)
-    sizes = dict(tensors(shape).values())
-    return {name: random.normal(size=size).astype(dtype) for name, size in sizes.items()}
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "model"
-
-
-@pytest.fixture
-def write(folder, tokenizer):
-    """Writes a model in Hugging Face layout, in one file or in shards; absent keys are None."""
-
-    def write(config=CONFIG, weights=None, shards=1, tokenizer_bytes=tokenizer.model_bytes):
-        folder.mkdir(exist_ok=True)
-        weights = draw() if weights is None else weights
-        (folder / "config.json").write_text(
-            json.dumps({k: v for k, v in config.items() if v is not None})
-        )
-        (folder / "tokenizer.model").write_bytes(tokenizer_bytes)
-        names = list(weights)
-        if shards == 1:
-            save_file(weights, folder / "model.safetensors")
-            return str(folder)
-        index = {}
-        for shard in range(shards):
-            file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
-            part = {name: weights[name] for name in names[shard::shards]}
-            save_file(part, folder / file)
-            index |= dict.fromkeys(part, file)
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-        return str(folder)
-
-    return write
-
-
-@pytest.fixture
-def workdir(tmp_path):
-    return str(tmp_path / "imported")
-
-
-@pytest.fixture
-def refused(folder, workdir):
-    """import-hf as it fails: with one line, and no checkpoint."""
-
-    def refused(match, **settings):
-        with pytest.raises(UserError, match=match) as raised:
-            import_hf(str(folder), workdir, **settings)
-        assert "\n" not in str(raised.value)
-        with pytest.raises(UserError, match="no checkpoint there"):
-            open_checkpoint(workdir)
-
-    return refused
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 1\n"
 
 
 def cut_to(rows, weights):
@@ -235,46 +144,6 @@ def test_the_dtype_of_matrices_that_differ(write, workdir, capsys, matrix, norm,
     assert (f"all parameters are stored as {stored}" in said) == (matrix != norm)
 
 
-def test_padded_rows_are_named(write, workdir, capsys):
-    """Those above the ids are left out, whatever they hold; those below are kept."""
-    weights = draw()
-    weights[EMBEDDING][300:] = np.nan
-    weights[EMBEDDING][[3, 5, 6]] = 0
-    weights[EMBEDDING][297:300] = 0.5
-    import_hf(write(weights=weights), workdir)
-    said = capsys.readouterr().out
-    assert "10 rows (300-309) left out" in said
-    assert "3 rows (3, 5-6) all zero, kept" in said
-    assert "3 rows (297-299) all the same, kept" in said
-    assert_holds(open_checkpoint(workdir), weights)
-
-
-def test_nothing_is_said_of_a_full_embedding(write, workdir, capsys):
-    import_hf(write(CONFIG | {"vocab_size": 300}, cut_to(300, draw())), workdir)
-    assert "row" not in capsys.readouterr().out
-
-
-def test_a_whole_vocabulary(write, workdir, folder, capsys):
-    """All rows and the bytes of tokenizer.json; marks are those of the config."""
-    weights = draw()
-    weights[EMBEDDING][305:] = 0
-    write(weights=weights, tokenizer_bytes=TIKTOKEN)
-    (folder / "tokenizer.json").write_bytes(b"{}")
-    import_hf(str(folder), workdir, whole_vocabulary=True)
-    opened = open_checkpoint(workdir)
-    assert opened.shape == SHAPE and opened.tokenizer_bytes == b"{}"
-    assert (opened.about["begin_id"], opened.about["end_id"]) == (7, 8)
-    assert_holds(opened, weights)
-    said = capsys.readouterr().out
-    assert "5 rows (305-309) all zero, kept" in said and "the same" not in said
-
-
-@pytest.mark.parametrize(("mark", "found"), [([8, 9], 8), (9, 9), (0, 0), (None, None), ([], None)])
-def test_marks_of_a_config(write, folder, mark, found):
-    write(CONFIG | {"eos_token_id": mark})
-    assert read_config(folder / "config.json").end_id == found
-
-
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
@@ -293,10 +162,6 @@ def test_marks_of_a_config(write, folder, mark, found):
         ({"bias": True}, "json: bias is True"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is"),
         ({"sliding_window": 63}, "sliding_window is 63, .* max_position_embeddings, 64"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling is .*'linear'"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_parameters is"),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, "rope_parameters is"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters is"),
         ({"rope_theta": 1e4}, "rope_theta is 10000.0 but rope_parameters.rope_theta is 500.0"),
         ({"rope_parameters": {"rope_theta": "big"}}, "rope_theta is 'big'"),
         ({"hidden_size": None}, "hidden_size is missing, expected a positive int"),
@@ -337,15 +202,6 @@ def test_a_config_that_is_not_plain_llama_or_contradicts_itself(write, refused, 
 def test_settings_that_change_nothing_are_taken(write, folder, settings):
     write(CONFIG | settings)
     assert read_config(folder / "config.json").shape == SHAPE
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{", b"\xff"], ids=str)
-def test_a_config_that_is_no_json_object(write, folder, refused, content):
-    write()
-    (folder / "config.json").write_bytes(
-        content if isinstance(content, bytes) else content.encode()
-    )
-    refused("config.json (cannot be read|holds a list, expected a JSON object)")
 
 
 @pytest.mark.parametrize(
@@ -433,13 +289,35 @@ def test_what_is_no_model_in_this_layout(write, folder, workdir, refused, monkey
     named = json.loads(index.read_text())["weight_map"]
     index.write_text(json.dumps({"weight_map": named | {"other": "copy.safetensors"}}))
     refused(r"is in \S+copy.safetensors and in \S+model-00001")
-    index.write_text("{}")
-    refused("index.json cannot be read")
+    beside = "expected the name of a file beside the index"
+    for content, match in (
+        ("{", "index.json cannot be read"),
+        ("{}", "index.json: weight_map is None, expected names of tensors and files"),
+        (LFS_POINTER, "index.json is a git-lfs pointer"),
+        (
+            '{"weight_map": {"a": ["b"]}}',
+            r"index.json: a is in \['b'\], expected the name of a file",
+        ),
+        (
+            '{"weight_map": {"a": "../model/x"}}',
+            "a is in '../model/x', expected the name of a file",
+        ),
+        ('{"weight_map": {"a": "/etc/passwd"}}', f"a is in '/etc/passwd', {beside}"),
+        ('{"weight_map": {"a": ""}}', "index.json names , which is not there"),
+    ):
+        index.write_text(content)
+        refused(match)
     index.write_text(json.dumps({"weight_map": named}))
 
     content = first.read_bytes()
-    first.write_bytes(content[:-1])
-    refused("model-00001-of-00002.safetensors cannot be read: ")
+    for damaged, match in (
+        (content[:-1], "cannot be read: "),
+        (content[:7], "cannot be read: "),
+        (b"", "is empty, expected tensors"),
+        (LFS_POINTER.encode(), "is a git-lfs pointer, not the file itself: run `git lfs pull`"),
+    ):
+        first.write_bytes(damaged)
+        refused(f"model-00001-of-00002.safetensors {match}")
     first.unlink()
     refused("index.json names model-00001-of-00002.safetensors, which is not there")
     first.write_bytes(content)
@@ -458,15 +336,10 @@ def test_what_is_no_model_in_this_layout(write, folder, workdir, refused, monkey
     refused(r"pip install 'pangu_tiny\[hf\]'")
 
 
-def test_tokenizers_that_do_not_fit(write, folder, refused):
-    way_out = "LLaMA-3, Qwen.*import_hf.whole_vocabulary = True"
-    write(tokenizer_bytes=TIKTOKEN)
-    refused(f"tokenizer.model is not a SentencePiece model; .*{way_out}")
-    (folder / "tokenizer.model").unlink()
-    refused(f"tokenizer.model does not exist; .*{way_out}")
-    refused("tokenizer.json does not exist", whole_vocabulary=True)
-    write(CONFIG | {"vocab_size": 299}, cut_to(299, draw()))
-    refused(f"has 300 ids, but {EMBEDDING} in .* has 299 rows")
+def test_a_depth_beyond_all_tensors(write, refused):
+    """Not one name is made for each layer that config.json claims."""
+    write(CONFIG | {"num_hidden_layers": 2**31 - 1})
+    refused("num_hidden_layers is 2,147,483,647, but there are only 21 tensors")
 
 
 def test_settings_that_do_not_exist(write, refused, workdir):

@@ -95,15 +95,50 @@ def test_samples_and_sizes_that_do_not_fit_are_refused(texts, vocab_size, named)
         train_tokenizer(texts, vocab_size)
 
 
-@pytest.mark.parametrize("content", [b"", b"no model at all", bytes(range(256)) * 4])
-def test_files_that_are_no_model_are_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", r"a\.model is empty; expected a SentencePiece model"),
+        (
+            b"no model at all",
+            r"is not a SentencePiece model \(SentencePiece: INTERNAL: .*\)$",
+        ),
+        (
+            b"IQ== 0\nIg== 1\n",
+            r"model \(SentencePiece: INTERNAL: unk is not defined\.\)$",
+        ),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:a\n",
+            "is a git-lfs pointer, not",
+        ),
+    ],
+    ids=str,
+)
+def test_files_that_are_no_model_are_refused(tmp_path, content, match):
+    """In one line, with SentencePiece's own reason."""
     (tmp_path / "a.model").write_bytes(content)
-    with pytest.raises(UserError, match=r"a\.model is not a SentencePiece model"):
+    with pytest.raises(UserError, match=match) as raised:
         Tokenizer.open(tmp_path / "a.model")
+    assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match="does not exist"):
         Tokenizer.open(tmp_path / "b.model")
     with pytest.raises(UserError, match="does not exist"):
         Tokenizer.open(tmp_path)
+
+
+@hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
+@hypothesis.given(data=st.data())
+def test_a_damaged_model_is_refused_or_works(tokenizer, data):
+    """Whatever bytes are damaged: a piece that is no UTF-8 would fail in some text only."""
+    content = bytearray(tokenizer.model_bytes)
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=3)):
+        content[place] ^= data.draw(st.integers(1, 255))
+    try:
+        damaged = Tokenizer(bytes(content))
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    damaged.decode(range(damaged.pieces))
 
 
 @pytest.mark.parametrize(("flag", "named"), [("bos_id", "begin mark"), ("eos_id", "end mark")])

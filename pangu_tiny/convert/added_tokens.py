@@ -1,0 +1,47 @@
+"""Tokens that were added to a model behind its SentencePiece model, as its JSON files list them."""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from pangu_tiny.convert.files import read_object
+from pangu_tiny.errors import UserError
+
+
+def added_tokens(folder: pathlib.Path) -> dict[int, str]:
+    """The texts of added tokens by their ids, out of all files that are there.
+
+    Raises:
+      UserError: one of these files cannot be read, or lists something else.
+    """
+    readers = {
+        "added_tokens.json": _from_texts,
+        "tokenizer_config.json": _from_decoder,
+        "tokenizer.json": _from_list,
+    }
+    found: dict[int, str] = {}
+    for name, listed in readers.items():
+        try:
+            content = read_object(folder / name)
+        except FileNotFoundError:
+            continue
+        try:
+            found |= {int(token_id): str(text) for token_id, text in listed(content)}
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+            raise UserError(
+                f"{folder / name}: its added tokens cannot be read, expected ids and texts: {error}"
+            ) from error
+    return found
+
+
+def _from_texts(content: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    return ((token_id, text) for text, token_id in content.items())
+
+
+def _from_decoder(content: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    decoder = content.get("added_tokens_decoder") or {}
+    return ((token_id, token["content"]) for token_id, token in decoder.items())
+
+
+def _from_list(content: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    return ((token["id"], token["content"]) for token in content.get("added_tokens") or [])
