@@ -3,7 +3,8 @@
 A stage is a plain function with annotations. Its parameters are bound as `stage_name.parameter`;
 a parameter that is annotated with a dataclass (ModelShape, Optimizer, Hardware) is built from the
 bindings of that class. gin's parser reads the grammar: literals, macros (`NAME = 1`, `%NAME`),
-includes, and `%gin.REQUIRED` for what must still be given; nothing is ever called.
+includes, and `%gin.REQUIRED` for what must still be given; nothing is ever called. On the command
+line, where a string is wanted, what begins with % or @ is text.
 """
 
 import dataclasses
@@ -76,7 +77,7 @@ def read(
         name was not found before, so that it need not be imported.
       gin_files: paths, looked for in the current folder, then among the shipped files.
       bindings: (name, value) pairs that win over the files; a value that is not a gin literal of
-        the type that is wanted is taken as a string.
+        the type that is wanted is taken as a string, also %NAME and @NAME where a string is wanted.
 
     Raises:
       UserError: names the file or flag, what was found and what was expected.
@@ -195,8 +196,9 @@ def _read_flag(name: str, text: str, known: _Known) -> None:
         value = statement.value
     except (SyntaxError, tokenize.TokenError, ValueError):
         value = text
-    is_typed = isinstance(value, _Macro) or convert(value, hint) is not NO
-    if not is_typed and convert(text, hint) is not NO:
+    if target is None:  # the value of a macro, whose type is not known
+        value = text if isinstance(value, _Reference) else value
+    elif convert(value, hint) is NO and convert(text, hint) is not NO:
         value = text
     _bind(scope, selector, parameter, _Bound(value, f"--gin.{name}={text}"), known)
 
@@ -225,6 +227,12 @@ def _bind(scope: str, selector: str, parameter: str, bound: _Bound, known: _Know
         raise UserError(
             f"{bound.origin}: {selector} has no parameter {parameter!r}, "
             f"expected one of {', '.join(parameters)}"
+        )
+    if built := _dataclass_in(typing.get_type_hints(target)[parameter]):
+        names = inspect.signature(built).parameters
+        raise UserError(
+            f"{bound.origin}: {selector}.{parameter} cannot be bound itself, it is set by "
+            f"{', '.join(f'{built.__name__}.{name}' for name in names)}"
         )
     _bindings[f"{selector}.{parameter}"] = bound
 

@@ -89,6 +89,8 @@ def test_a_later_binding_wins_and_flags_win_over_files(tmp_path):
     assert read(tmp_path, text)["steps"] == 4
     assert read(tmp_path, text, ("bake.steps", "5"))["steps"] == 5
     assert read(tmp_path, BASE + "n = 1\nbake.steps = %n", ("n", "6"))["steps"] == 6
+    assert read(tmp_path, BASE + "n = 1", ("bake.steps", "%n"))["steps"] == 1
+    assert read(tmp_path, BASE + "bake.note = %n", ("n", "@me"))["note"] == "@me"
     assert "steps" not in read(tmp_path), "what was read before is forgotten"
 
 
@@ -102,7 +104,16 @@ def test_a_later_binding_wins_and_flags_win_over_files(tmp_path):
         ("workdir", "'tis", "'tis"),
         ("workdir", '"a" and "b"', '"a" and "b"'),
         ("workdir", "@home", "@home"),
+        ("workdir", "@home/a()", "@home/a()"),
+        ("workdir", "%home", "%home"),
+        ("workdir", "%gin.REQUIRED", "%gin.REQUIRED"),
+        ("workdir", "%PATH% @me", "%PATH% @me"),
         ("workdir", "50%", "50%"),
+        ("note", "%home", "%home"),
+        ("text", " @home", " @home"),
+        ("text", "%home", "%home"),
+        ("text", "['%a', '@b']", ["%a", "@b"]),
+        ("names", "['@a', '%b']", ["@a", "%b"]),
         ("workdir", "a\nb", "a\nb"),
         ("workdir", "", ""),
         ("note", "None", None),
@@ -121,10 +132,12 @@ def test_values_of_the_command_line(tmp_path, name, text, value):
     assert read(tmp_path, BASE, (f"bake.{name}", text))[name] == value
 
 
-@hypothesis.given(text=st.text(st.characters(exclude_categories=["Cs"])))
+@hypothesis.given(
+    text=st.text(st.characters(exclude_categories=["Cs"])) | st.text("%@a./() "),
+)
 @hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
 def test_any_text_survives_the_command_line_and_the_effective_config(tmp_path_factory, text):
-    hypothesis.assume(not text.strip().startswith(("%", "'", '"')))
+    hypothesis.assume(not text.strip().startswith(("'", '"')))
     flags = [("bake.workdir", text), ("Sizes.depth", "2")]
     config.read([bake], [], flags)
     values, effective = config.arguments(bake)
@@ -167,6 +180,12 @@ def test_any_text_survives_the_command_line_and_the_effective_config(tmp_path_fa
         ("bake.workdir = 'a", "a.gin:3: "),
         ("= 3", "a.gin:3: "),
         ("include none", "a.gin:3: "),
+        (
+            "bake.sizes = @Sizes()",
+            "a.gin:3: bake.sizes cannot be bound itself, it is set by",
+        ),
+        ("bake.sizes = %NOWHERE", "a.gin:3: bake.sizes cannot be bound itself"),
+        ("bake.sizes = None", "a.gin:3: bake.sizes cannot be bound itself"),
         ("bake.steps = %gin.REQUIRED", "bake.steps must be given: in a gin file, or as --gin.bak"),
     ],
 )
@@ -184,7 +203,9 @@ def test_mistakes_in_a_file_are_named_with_their_line(tmp_path, line, named):
         (("bake.stepz", "3"), "--gin.bake.stepz=3: bake has no parameter 'stepz'"),
         (("steps", "3"), "--gin.steps=3: %steps is used nowhere"),
         (("small/bake.steps", "3"), "--gin.small/bake.steps=3: no stage reads the scope 'small'"),
-        (("bake.workdir", "%home"), "--gin.bake.workdir=%home: %home has no value"),
+        (("bake.steps", "%home"), "--gin.bake.steps=%home: %home has no value"),
+        (("bake.steps", "@home"), "--gin.bake.steps=@home: bake.steps = @home: expected int"),
+        (("bake.sizes", "small"), "--gin.bake.sizes=small: bake.sizes cannot be bound itself, i"),
     ],
 )
 def test_mistakes_in_a_flag_are_named(tmp_path, flag, named):
@@ -291,6 +312,12 @@ def test_an_optional_dataclass_is_built_where_something_is_bound(tmp_path):
     assert config.describe(brew) == [
         f"{line}, unless nothing of Sizes is bound" for line in config.describe(Sizes)
     ]
+
+
+def test_what_sets_a_parameter_that_is_built_is_named(tmp_path):
+    config.read([brew], [], [("Sizes.depth", "5")])
+    with pytest.raises(UserError, match=r"it is set by Sizes\.depth, Sizes\.ratio$"):
+        config.read([brew], [], [("Sizes.depth", "5"), ("brew.sizes", "None")])
 
 
 def test_given_values_win_over_bindings(tmp_path):
