@@ -183,7 +183,8 @@ def _rotary(config: dict[str, Any], positions: int, file: pathlib.Path) -> tuple
 
 
 def _context(rope: dict[str, Any], positions: int, where: str) -> int:
-    """The longest sequence whose rotary frequencies are those of the base alone.
+    """The longest sequence whose rotary frequencies are those of the base alone, as far as these
+    settings go; `positions` where they set no bound.
 
     As transformers 5 computes it for LLaMA: "default" reads the base and nothing else; "linear"
     divides all frequencies by its factor; "dynamic" changes the base only for sequences beyond
@@ -199,19 +200,19 @@ def _context(rope: dict[str, Any], positions: int, where: str) -> int:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("type", kind) != kind:
         raise UserError(f"{where}.rope_type is {kind!r} but type is {rope['type']!r}")
-    factor = rope.get("factor")
     if kind == "default":
         return positions
-    if kind == "linear" and type(factor) in (int, float) and factor == 1:
-        return positions
     if kind == "linear":
+        factor = rope.get("factor")
+        if type(factor) in (int, float) and factor == 1:
+            return positions
         raise UserError(
             f"{where} is 'linear' with factor {factor!r}, which divides every position and is not"
             " implemented; expected factor 1.0, which changes nothing"
         )
     if kind == "dynamic":
         original = "original_max_position_embeddings"
-        return min(positions, _number(rope, original, where, default=positions))
+        return _number(rope, original, where, default=positions)
     raise UserError(
         f"{where} is {kind!r}, which changes the frequencies of short sequences too and is not"
         " implemented; expected 'default', 'linear' with factor 1.0, or 'dynamic'"
