@@ -20,8 +20,11 @@ class LayerChoice:
     Attributes:
       rule: "importance" drops the least important ones, "even" keeps them evenly spaced, "listed"
         keeps those of `layers`.
-      first, last: how many at the beginning and at the end stay in any case. Not stated in the
-        paper: chosen because it finds the first 2 to 3 and the last few important.
+      first, last: how many at the beginning and at the end stay in any case. None is 2, or fewer
+        where less than 4 layers are to stay: of 3 the first 2 and the last, of 2 the first and the
+        last, of 1 the first. Not stated in the paper: chosen because it finds the first 2 to 3 and
+        the last few important, the first most of all. None makes room for the other where that is
+        given.
       score: what "importance" goes by: "skip_1", "skip_2" or "skip_3", the rise of the held-out
         loss when so many adjacent layers are skipped (of the windows that a layer is in, the mean
         rise per layer), or "influence", one less the cosine between a layer's input and output.
@@ -31,8 +34,8 @@ class LayerChoice:
     """
 
     rule: str = "importance"
-    first: int = 2
-    last: int = 2
+    first: int | None = None
+    last: int | None = None
     score: str = "skip_1"
     layers: list[int] | None = None
 
@@ -43,8 +46,8 @@ class LayerChoice:
                     f"LayerChoice.{name} is {value!r}, expected one of {', '.join(known)}"
                 )
         for name in ("first", "last"):
-            if getattr(self, name) < 0:
-                raise UserError(f"LayerChoice.{name} is {getattr(self, name)}, expected 0 or more")
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise UserError(f"LayerChoice.{name} is {value}, expected 0 or more")
         if (self.layers is not None) != (self.rule == "listed"):
             raise UserError("LayerChoice.layers and rule = 'listed' go together, expected both")
 
@@ -52,6 +55,15 @@ class LayerChoice:
     def measures(self) -> bool:
         """Whether layers have to be ranked first."""
         return self.rule == "importance"
+
+    def at(self, depth: int) -> "LayerChoice":
+        """The same choice with `first` and `last` as they are where `depth` layers are to stay."""
+        first, last = self.first, self.last
+        if first is None:
+            first = max(0, min(2, -(-depth // 2), depth - (last or 0)))
+        if last is None:
+            last = max(0, min(2, depth - first))
+        return dataclasses.replace(self, first=first, last=last)
 
     def choose(self, layers: int, depth: int, scores: np.ndarray | None) -> list[int]:
         """The layers that stay, ascending.
@@ -73,14 +85,15 @@ class LayerChoice:
             return list(range(layers))
         if self.rule == "even":
             return [int(place) for place in np.round(np.linspace(0, layers - 1, depth))]
-        if self.first + self.last > depth:
+        ends = self.at(depth)
+        if ends.first + ends.last > depth:
             raise UserError(
-                f"LayerChoice.first {self.first} and last {self.last} are more than the "
+                f"LayerChoice.first {ends.first} and last {ends.last} are more than the "
                 f"{depth} layers that are to stay"
             )
         ranked = np.array(scores, np.float64)
-        ranked[: self.first] = np.inf
-        ranked[layers - self.last :] = np.inf
+        ranked[: ends.first] = np.inf
+        ranked[layers - ends.last :] = np.inf
         return sorted(np.argsort(-ranked, kind="stable")[:depth].tolist())
 
 

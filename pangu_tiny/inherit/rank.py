@@ -94,6 +94,7 @@ def rank_teacher(
     _check(opened, rows, method, model, layer_choice, calibration_batches, dtype)
     if output_grams and rows is None:
         raise UserError("rank_teacher.output_grams needs rank_teacher.dataset")
+    layer_choice = layer_choice.at((model or opened.shape).depth)
     if model:
         check_fits(opened.shape, model, repeat_kv, merge_kv)
         layer_choice.choose(opened.shape.depth, model.depth, np.zeros(opened.shape.depth))
@@ -125,7 +126,7 @@ def rank_teacher(
         measures = model is None or layer_choice.measures
         arrays = work.layers(params) if rows and measures else {}
         layers = list(range(opened.shape.depth))
-        if model:
+        if model and model.depth < len(layers):
             scores = layer_scores(arrays, layer_choice)
             layers = layer_choice.choose(len(layers), model.depth, scores)
             params = select_layers(params, layers)

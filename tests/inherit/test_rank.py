@@ -374,6 +374,43 @@ def test_choices_of_layers():
         assert len(set(LayerChoice(rule="even").choose(29, depth, None))) == depth
 
 
+@pytest.mark.parametrize(
+    ("depth", "settings", "kept"),
+    [
+        (1, {}, [0]),
+        (2, {}, [0, 6]),
+        (3, {}, [0, 1, 6]),
+        (4, {}, [0, 1, 5, 6]),
+        (5, {}, [0, 1, 3, 5, 6]),
+        (3, {"first": 0}, [3, 5, 6]),
+        (3, {"first": 3}, [0, 1, 2]),
+        (3, {"last": 0}, [0, 1, 3]),
+        (3, {"last": 3}, [4, 5, 6]),
+        (3, {"last": 2}, [0, 5, 6]),
+        (1, {"last": 1}, [6]),
+    ],
+    ids=str,
+)
+def test_ends_that_are_not_given_fit_the_depth(depth, settings, kept):
+    """The middle layer has the highest score, those at the ends the lowest."""
+    scores = np.array([0.0, 0.1, 2, 5, 1, 0.1, 0])
+    assert LayerChoice(**settings).choose(7, depth, scores) == kept
+
+
+def test_a_default_is_what_it_comes_to(teacher, ranked_shape, tmp_path):
+    """The same ranking goes on, whether its ends were given or not; no other does. (Where all
+    layers stay, it needs no dataset.)"""
+
+    def ranked(**ends):
+        choice = LayerChoice(**ends)
+        return rank(teacher, tmp_path, None, method="l1", model=ranked_shape, choice=choice)
+
+    assert ranked().about["layers"] == [0, 1]
+    ranked(first=1, last=1)
+    with pytest.raises(UserError, match=r"layer_choice\.first is 1 there, 2 here"):
+        ranked(first=2, last=0)
+
+
 def test_a_window_counts_for_all_layers_in_it():
     """Skipping layers 1 and 2 together costs 6: 3 for each."""
     np.testing.assert_allclose(window_scores(np.array([0.0, 6, 0]), 2), [0, 1.5, 1.5, 0])
@@ -396,8 +433,13 @@ def test_bad_choices(settings, said):
 
 
 def test_choices_that_cannot_be_made():
-    with pytest.raises(UserError, match="first 2 and last 2 are more than the 3 layers"):
-        LayerChoice().choose(7, 3, np.zeros(7))
+    for settings, said in (
+        ({"first": 2, "last": 2}, "first 2 and last 2 are more than the 3 layers"),
+        ({"first": 4}, "first 4 and last 0 are more than the 3 layers"),
+        ({"last": 4}, "first 0 and last 4 are more than the 3 layers"),
+    ):
+        with pytest.raises(UserError, match=said):
+            LayerChoice(**settings).choose(7, 3, np.zeros(7))
     with pytest.raises(UserError, match=r"\[4, 1\], expected 2 layers from 0 to 6, ascending"):
         LayerChoice(rule="listed", layers=[4, 1]).choose(7, 2, None)
     with pytest.raises(UserError, match="depth is 8, but the teacher has 7 layers"):
