@@ -15,7 +15,6 @@ held-out split `gzip_bytes` and `xz_bytes` (gzip -9 and xz -9 of each document o
 The digest covers the packing rule, the marks, the tokenizer and every row in its order.
 """
 
-import json
 import random
 from typing import Any
 
@@ -39,7 +38,7 @@ from pangu_tiny.data.workers import run_jobs
 from pangu_tiny.errors import UserError
 from pangu_tiny.progress import Progress
 from pangu_tiny.tokenizer.model import Tokenizer, train_tokenizer
-from pangu_tiny.workdir import claim, write_atomically
+from pangu_tiny.workdir import claim, read_json, write_atomically
 
 
 def prepare_data(
@@ -124,7 +123,7 @@ def prepare_data(
             for index, unit in enumerate(units)
         ]  # fmt: skip
         run_jobs(jobs, given, processes, "tokenising")
-        results = [json.loads(job.result.read_text()) for job in jobs]
+        results = [read_json(job.result) for job in jobs]
         names = [source.name for source in sources]
         write_description(folder, names, results, sum_skipped(results), given, sequence_length)
     if (folder / UNITS).exists():

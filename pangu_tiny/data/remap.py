@@ -20,7 +20,7 @@ from pangu_tiny.data.workers import run_jobs
 from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer.cut import IdMap
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.workdir import claim, read_identity, write_atomically
+from pangu_tiny.workdir import claim, read_identity, read_json, write_atomically
 
 _FLUSH = 2**20  # ids
 
@@ -81,7 +81,7 @@ def remap_dataset(
             write_atomically(folder / TOKENIZER, compact.model_bytes)
         jobs = _jobs(old, id_map, workdir)
         run_jobs(jobs, compact, processes, "mapping")
-        results = [json.loads(job.result.read_text()) for job in jobs]
+        results = [read_json(job.result) for job in jobs]
         write_description(
             folder, old.sources, results, old.description["skipped"], compact, old.sequence_length
         )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -36,7 +35,7 @@ from pangu_tiny.tokenizer.counts import (
     write_counts,
 )
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.workdir import claim, read_identity
+from pangu_tiny.workdir import claim, read_identity, read_json
 
 _UNITS = "units"
 
@@ -129,7 +128,7 @@ def count_tokens(
     if (folder / _UNITS).exists():
         (folder / _UNITS).rmtree()
     print(_report(folder, model))
-    return json.loads((folder / DESCRIPTION).read_text())
+    return read_json(folder / DESCRIPTION)
 
 
 def _count_with_beam(

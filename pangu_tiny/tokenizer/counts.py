@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from pangu_tiny.arrays import read_array, read_described, write_arrays
 from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.workdir import write_atomically
+from pangu_tiny.workdir import read_json, write_atomically
 
 DESCRIPTION = "counts.json"
 _COUNTS = "counts.npy"
@@ -84,13 +85,18 @@ def read_counts(folders: str | list[str], tokenizer: Tokenizer) -> Counts:
             raise UserError(
                 f"counts {path} has no {DESCRIPTION}; expected a folder that count-tokens finished"
             )
-        found = _described(file)
+        found = read_json(file, "tokenizer_digest", "held_out_fraction", "sources")
         if found["tokenizer_digest"] != tokenizer.digest:
             raise UserError(
                 f"counts {path} are of the tokenizer {found['tokenizer_digest']};"
                 f" the one given is {tokenizer.digest}"
             )
-        times = np.load(io.BytesIO((epath.Path(path) / _COUNTS).read_bytes()), allow_pickle=False)
+        times = read_array(epath.Path(path) / _COUNTS)
+        if times.shape != (len(found["sources"]), tokenizer.pieces):
+            raise UserError(
+                f"{epath.Path(path) / _COUNTS} holds {list(times.shape)} counts, expected"
+                f" {[len(found['sources']), tokenizer.pieces]} by the {DESCRIPTION} beside it"
+            )
         fresh = Counts(
             found["tokenizer_digest"],
             found["held_out_fraction"],
@@ -101,14 +107,6 @@ def read_counts(folders: str | list[str], tokenizer: Tokenizer) -> Counts:
     if counts is None:
         raise UserError("counts names no folder; expected one that count-tokens wrote")
     return counts
-
-
-def _described(file: epath.Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text())
-        return {name: found[name] for name in ("tokenizer_digest", "held_out_fraction", "sources")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is not what count-tokens writes: {error!r}") from error
 
 
 def _merged(counts: Counts, other: Counts, path: str) -> Counts:
@@ -181,12 +179,18 @@ def strange_text(what: str, share: float) -> list[str]:
 
 def save(file: epath.Path, counted: SourceCounts) -> None:
     """Writes counts to a file that appears whole or not at all."""
-    data = io.BytesIO()
     rest = {name: value for name, value in vars(counted).items() if name != "times"}
-    np.savez_compressed(data, times=counted.times, rest=np.array(json.dumps(rest)))
-    write_atomically(file, data.getvalue())
+    write_arrays(file, {"times": counted.times}, rest, compress=True)
 
 
 def load(file: epath.Path) -> SourceCounts:
-    with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as found:
-        return SourceCounts(found["times"], **json.loads(str(found["rest"])))
+    """Reads what `save` wrote.
+
+    Raises:
+      UserError: it is something else.
+    """
+    rest, arrays = read_described(file)
+    try:
+        return SourceCounts(**arrays, **rest)
+    except TypeError as error:
+        raise UserError(f"{file} is not what count-tokens writes: {error}") from error
