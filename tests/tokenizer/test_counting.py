@@ -143,7 +143,7 @@ def test_wrong_arguments_are_named(count, counts, corpora, dataset, texts, tmp_p
     with pytest.raises(UserError, match="is not a SentencePiece model"):
         count(corpora, tmp_path / "w", tokenizer=str(tmp_path / "t.model"))
     assert not (tmp_path / "w").exists()
-    with pytest.raises(UserError, match=r"no document to count: 2 are empty"):
+    with pytest.raises(UserError, match=r"no document to count: 2 empty, 0 null, 0 not"):
         count(write_jsonl(tmp_path / "e.jsonl", [" ", ""]), tmp_path / "e")
     with pytest.raises(UserError, match=r"has no counts\.json"):
         read_counts(str(tmp_path / "e"), train_tokenizer(texts, 290))
