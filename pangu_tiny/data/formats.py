@@ -212,13 +212,16 @@ def _join_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _parse_line(part: Part, line: int, data: bytes, text_key: str) -> str | bytes | None:
-    place = Place(part.path, part.start, line)
     try:
         text = data.removeprefix(b"\xef\xbb\xbf").decode()
         value = json.loads(text)
     except UnicodeDecodeError:
         return data
     except (ValueError, RecursionError) as error:
+        if part.start:  # the head says more, and who reads it may be slower
+            with epath.Path(part.path).open("rb") as file:
+                check_head(part.path, file.read(_HEAD))
+        place = Place(part.path, part.start, line)
         if line == part.start == 0 and getattr(error, "pos", 0) >= len(text.rstrip()):
             raise UserError(
                 f"{place} has the beginning of a JSON value; expected a whole object on each line,"
@@ -227,12 +230,11 @@ def _parse_line(part: Part, line: int, data: bytes, text_key: str) -> str | byte
         raise UserError(f"{place} is not JSON: {error}") from error
     found = f"a {type(value).__name__}"
     if isinstance(value, dict):
-        found = f"keys {sorted(value)!s:.200}"
-        if text_key in value:
-            text = value[text_key]
-            if text is None or isinstance(text, str):
-                return text
-            found = f"{text!r:.40} there"
+        text = value.get(text_key)
+        if isinstance(text, str) or (text is None and text_key in value):
+            return text
+        found = f"{text!r:.40} there" if text_key in value else f"keys {sorted(value)!s:.200}"
+    place = Place(part.path, part.start, line)
     raise UserError(f"{place} has {found}; expected a string under {text_key!r}")
 
 

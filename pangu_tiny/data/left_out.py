@@ -129,12 +129,9 @@ def files_by_kind(left_out: Iterable[tuple[str, str, int]], size: int) -> dict[s
 def describe_files(kinds: dict[str, Any]) -> str:
     """What `files_by_kind` found, in words."""
     return ", ".join(
-        _named(
-            found["count"],
-            _FILES[kind].format(s="" if found["count"] == 1 else "s"),
-            found["first"],
-        )
-        for kind, found in kinds.items()
+        _named(found["count"], label.format(s="s" * (found["count"] > 1)), found["first"])
+        for kind, label in _FILES.items()
+        if (found := kinds.get(kind))
     )
 
 
