@@ -22,8 +22,8 @@ import errno
 import fnmatch
 import hashlib
 import os
+import pathlib
 import stat
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from etils import epath
@@ -137,7 +137,7 @@ def _find_source(name: str, items: list[str]) -> Source:
             size = source.dataset_info.splits[source.split].num_bytes
             files.append((item, max(size, len(source))))
             continue
-        found, rest = _search(_named_paths(item))
+        found, rest = _search(item)
         if not found:
             but = f", but {describe_files(files_by_kind(rest, 0))}" if rest else ""
             raise UserError(f"text {item} holds no documents{but}; expected {KINDS}")
@@ -172,17 +172,18 @@ def _is_glob(path: str) -> bool:
     return any(c in path for c in "*?[")
 
 
-def _search(
-    paths: Iterable[epath.Path],
-) -> tuple[list[tuple[str, int]], list[tuple[str, str, int]]]:
+def _search(item: str) -> tuple[list[tuple[str, int]], list[tuple[str, str, int]]]:
     """The (path, bytes) of files in the order of their paths, and what is left out.
 
-    Links wait until all else is found, so that what they find again keeps its own name.
+    Links wait until all else is found, so that what they find again keeps its own name. What lies
+    above the item counts as found: a link that leads there leads back.
     """
     files, left_out = [], []
-    found = set()
-    waiting = collections.deque((path, _real(path)) for path in paths)
+    waiting: collections.deque[tuple[epath.Path, str]] = collections.deque()
     links: collections.deque[tuple[epath.Path, str]] = collections.deque()
+    for path in _named_paths(item):
+        (links if _is_link(path) else waiting).append((path, _real(path)))
+    found = {os.fspath(folder) for folder in pathlib.PurePath(_real(epath.Path(item))).parents}
     while waiting or links:
         path, real = (waiting or links).popleft()
         kind, size = _look(path)

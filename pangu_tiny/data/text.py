@@ -113,7 +113,8 @@ def read_documents(
                     place = Place(part.path, part.start, line)
                     if bad_utf8 == "fail":
                         raise UserError(f"{place} is not UTF-8, and bad_utf8 is 'fail'")
-                    skipped.add("bad_utf8", place, len(text))
+                    data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+                    skipped.add("bad_utf8", place, len(data))
                 elif not text or text.isspace():
                     skipped.add("empty", Place(part.path, part.start, line))
                 else:
