@@ -8,9 +8,8 @@ from etils import epath
 
 from pangu_tiny.data import records, rows
 from pangu_tiny.data.dataset import DESCRIPTION, TokenDataset
-from pangu_tiny.data.formats import Place
+from pangu_tiny.data.left_out import count_skipped, left_out_lines, skipped_lines
 from pangu_tiny.data.shards import SPLITS
-from pangu_tiny.data.text import Skipped
 from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.workdir import write_atomically
@@ -22,7 +21,7 @@ def write_description(
     folder: epath.Path,
     names: list[str],
     results: list[dict[str, Any]],
-    skipped: dict[str, Any],
+    left_out: dict[str, Any],
     tokenizer: Tokenizer,
     sequence_length: int,
 ) -> None:
@@ -32,7 +31,7 @@ def write_description(
       folder: where the shards lie.
       names: of the sources, in order.
       results: of every unit, in order: its `source`, and the entries of its `splits`.
-      skipped: what `sum_skipped` says.
+      left_out: `skipped` documents and `left_out` files, as dataset.json holds them.
       tokenizer, sequence_length: what the rows were made with.
 
     Raises:
@@ -42,7 +41,7 @@ def write_description(
     if not splits["train"]["rows"]:
         raise UserError(
             f"text has no document to train on: {splits['held_out']['documents']} are held out,"
-            f" {skipped['empty']} empty and {skipped['bad_utf8']} not UTF-8"
+            f" {count_skipped(left_out['skipped'])}"
         )
     description: dict[str, Any] = {
         "packing": rows.PACKING,
@@ -60,27 +59,11 @@ def write_description(
     description |= {
         "digest": digest.hexdigest(),
         "sources": names,
-        "skipped": skipped,
+        **left_out,
         "splits": splits,
     }
     _write_tfds_metadata(folder, description, results)
     write_atomically(folder / DESCRIPTION, json.dumps(description, indent=1))
-
-
-def sum_skipped(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The documents that all units left out, by kind, with the places of the first few."""
-    skipped = Skipped()
-    for result in results:
-        found = result["skipped"]
-        for kind in ("empty_places", "bad_utf8_places"):
-            found = found | {kind: [Place(**place) for place in found[kind]]}
-        skipped.add(Skipped(**found))
-    return {
-        "empty": skipped.empty,
-        "empty_places": [str(place) for place in skipped.empty_places],
-        "bad_utf8": skipped.bad_utf8,
-        "bad_utf8_places": [str(place) for place in skipped.bad_utf8_places],
-    }
 
 
 def report(dataset: TokenDataset) -> str:
@@ -95,12 +78,12 @@ def report(dataset: TokenDataset) -> str:
         if len(dataset.sources) > 1:
             counts += [(f"  {source}", split["sources"][source]) for source in dataset.sources]
         lines += [f"  {label:<12} {_report_counts(c, dataset)}" for label, c in counts]
-    skipped = description["skipped"]
-    for kind, label in (("empty", "empty"), ("bad_utf8", "not UTF-8")):
-        if skipped[kind]:
-            places = skipped[f"{kind}_places"]
-            more = ", …" if skipped[kind] > len(places) else ""
-            lines.append(f"  skipped      {skipped[kind]:,} {label} ({', '.join(places)}{more})")
+    documents, size = (
+        sum(split[kind] for split in description["splits"].values())
+        for kind in ("documents", "bytes")
+    )
+    lines += skipped_lines(description["skipped"], documents, size)
+    lines += left_out_lines(description.get("left_out", {}))  # earlier versions left it unsaid
     return "\n".join(lines)
 
 

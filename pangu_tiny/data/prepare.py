@@ -13,6 +13,10 @@ padding), `targets` (text and end marks), `padding` (tokens), `cut_documents` (d
 lies in more than one row) and `unknown` (tokens for which the tokenizer has no piece), and for the
 held-out split `gzip_bytes` and `xz_bytes` (gzip -9 and xz -9 of each document on its own, summed).
 The digest covers the packing rule, the marks, the tokenizer and every row in its order.
+
+`skipped` has the documents that were not read, counted by kind, with the places of the first few;
+`left_out` has, for every source, the files that were not: by kind their `count`, `bytes`, `share`
+of all bytes that were found, and `first` few.
 """
 
 import random
@@ -22,18 +26,11 @@ from etils import epath
 
 from pangu_tiny.data import rows
 from pangu_tiny.data.dataset import DESCRIPTION, TOKENIZER, TokenDataset
-from pangu_tiny.data.describe import report, sum_skipped, write_description
+from pangu_tiny.data.describe import report, write_description
+from pangu_tiny.data.left_out import Skipped
 from pangu_tiny.data.shards import UNITS, Job
-from pangu_tiny.data.text import (
-    Skipped,
-    Text,
-    Unit,
-    check_reading,
-    find_sources,
-    held_out,
-    read_documents,
-    split_units,
-)
+from pangu_tiny.data.sources import Text, find_sources, left_out_files
+from pangu_tiny.data.text import Unit, check_reading, held_out, read_documents, split_units
 from pangu_tiny.data.workers import run_jobs
 from pangu_tiny.errors import UserError
 from pangu_tiny.progress import Progress
@@ -61,8 +58,9 @@ def prepare_data(
     stage goes on after the last unit of text that it finished.
 
     Args:
-      text: .txt, .jsonl (.gz, .zst) or .parquet files, folders or globs of them, tfds:NAME[:SPLIT];
-        one, a list of them, or a dict from source name to one or several.
+      text: .txt, .jsonl, .ndjson, .json (each .gz or .zst too) or .parquet files, folders or globs
+        of them, tfds:NAME[:SPLIT]; one, a list of them, or a dict from source name to one or
+        several.
       workdir: the folder to write, local or gs://.
       sequence_length: targets of a row.
       tokenizer: a SentencePiece model file; or
@@ -124,8 +122,10 @@ def prepare_data(
         ]  # fmt: skip
         run_jobs(jobs, given, processes, "tokenising")
         results = [read_json(job.result) for job in jobs]
+        skipped = sum((Skipped.of(result["skipped"]) for result in results), Skipped())
+        left_out = {"skipped": skipped.describe(), "left_out": left_out_files(sources)}
         names = [source.name for source in sources]
-        write_description(folder, names, results, sum_skipped(results), given, sequence_length)
+        write_description(folder, names, results, left_out, given, sequence_length)
     if (folder / UNITS).exists():
         (folder / UNITS).rmtree()
     dataset = TokenDataset.open(workdir)

@@ -82,9 +82,12 @@ def remap_dataset(
         jobs = _jobs(old, id_map, workdir)
         run_jobs(jobs, compact, processes, "mapping")
         results = [read_json(job.result) for job in jobs]
-        write_description(
-            folder, old.sources, results, old.description["skipped"], compact, old.sequence_length
-        )
+        left_out = {
+            name: old.description[name]
+            for name in ("skipped", "left_out")
+            if name in old.description
+        }
+        write_description(folder, old.sources, results, left_out, compact, old.sequence_length)
     if (folder / UNITS).exists():
         (folder / UNITS).rmtree()
     new = TokenDataset.open(workdir)

@@ -17,7 +17,8 @@ from array_record.python import array_record_module
 from etils import epath
 
 from pangu_tiny.data import records, rows
-from pangu_tiny.data.text import Skipped, Unit, batches, held_out, read_documents
+from pangu_tiny.data.left_out import Skipped
+from pangu_tiny.data.text import Unit, batches, held_out, read_documents
 from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.workdir import write_atomically

@@ -9,7 +9,7 @@ from etils import epath
 
 from pangu_tiny import config
 from pangu_tiny.data.prepare import prepare_data
-from pangu_tiny.data.text import Text
+from pangu_tiny.data.sources import Text
 from pangu_tiny.errors import UserError
 from pangu_tiny.evaluation.generate import generate
 from pangu_tiny.evaluation.perplexity import evaluate

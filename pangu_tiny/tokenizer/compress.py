@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from pangu_tiny.data.text import Skipped, Text, find_sources, held_out, read_documents, split_units
+from pangu_tiny.data.left_out import Skipped
+from pangu_tiny.data.sources import Text, find_sources
+from pangu_tiny.data.text import held_out, read_documents, split_units
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.tokenizer import huggingface, report

@@ -10,14 +10,13 @@ import numpy as np
 from etils import epath
 
 from pangu_tiny.data.dataset import TokenDataset
+from pangu_tiny.data.left_out import left_out_lines, skipped_lines
+from pangu_tiny.data.sources import Text, find_sources, left_out_files
 from pangu_tiny.data.text import (
-    Skipped,
-    Text,
     Unit,
     batches,
     check_reading,
     document_digest,
-    find_sources,
     is_held_out,
     read_documents,
     split_units,
@@ -98,6 +97,7 @@ def count_tokens(
             for index, shard in enumerate(rows.description["splits"]["train"]["shards"])
         ]
         held_out_fraction = (read_identity(dataset) or {}).get("held_out_fraction")
+        left_out: dict[str, Any] = {}
     else:
         model = Tokenizer.open(tokenizer)
         sources = find_sources(text)
@@ -107,6 +107,7 @@ def count_tokens(
             "held_out_fraction": held_out_fraction,
             "unit_bytes": unit_bytes,
         }
+        left_out = left_out_files(sources)
         reading = Reading(held_out_fraction, text_key, bad_utf8)
         jobs = [
             TextJob(index, workdir, unit, reading)
@@ -124,7 +125,7 @@ def count_tokens(
         for source, file in parts:
             part = load(file)
             by_source[source] = by_source[source] + part if source in by_source else part
-        write_counts(folder, by_source, model, held_out_fraction)
+        write_counts(folder, by_source, left_out, model, held_out_fraction)
     if (folder / _UNITS).exists():
         (folder / _UNITS).rmtree()
     print(_report(folder, model))
@@ -183,12 +184,13 @@ class TextJob(_Job):
 
     def count(self, tokenizer: Tokenizer) -> SourceCounts:
         """Counts the documents that are not held out, in memory that does not grow."""
-        skipped = Skipped()
         counted = SourceCounts(np.zeros(tokenizer.pieces, np.int64))
 
         def training_documents() -> Iterator[str]:
             reading = self.reading
-            for text in read_documents(self.unit, skipped, reading.text_key, reading.bad_utf8):
+            for text in read_documents(
+                self.unit, counted.skipped, reading.text_key, reading.bad_utf8
+            ):
                 utf8 = text.encode()
                 digest = document_digest(utf8)
                 if not is_held_out(digest, reading.held_out_fraction):
@@ -201,7 +203,6 @@ class TextJob(_Job):
             ids = np.concatenate(tokenizer.encode_batch(batch))
             counted.times += np.bincount(ids, minlength=tokenizer.pieces)
         counted.digest %= 2**256
-        counted.empty, counted.bad_utf8 = skipped.empty, skipped.bad_utf8
         return counted
 
 
@@ -244,13 +245,16 @@ def _report(folder: epath.Path, tokenizer: Tokenizer) -> str:
     lines = [f"counts {folder}: tokenizer {counts.tokenizer_digest[:12]}"]
     for name, source in counts.sources.items():
         times = counts.times_by_source[name]
-        if not times.sum():
+        if times.sum():
+            lines.append(
+                f"  {name:<16} {source['documents']:,} documents, {source['bytes'] / 1e6:,.2f} MB,"
+                f" {source['tokens']:,} tokens, {source['bytes'] / source['tokens']:.2f} bytes a"
+                f" token, {np.count_nonzero(times):,} of {tokenizer.pieces:,} pieces seen"
+            )
+            lines += strange_text(f"the tokens of {name}", strange_share(times, tokenizer))
+        else:
             lines.append(f"  {name:<16} nothing")
-            continue
-        lines.append(
-            f"  {name:<16} {source['documents']:,} documents, {source['bytes'] / 1e6:,.2f} MB,"
-            f" {source['tokens']:,} tokens, {source['bytes'] / source['tokens']:.2f} bytes a token,"
-            f" {np.count_nonzero(times):,} of {tokenizer.pieces:,} pieces seen"
-        )
-        lines += strange_text(f"the tokens of {name}", strange_share(times, tokenizer))
+        if "skipped" in source:  # earlier versions left it unsaid
+            lines += skipped_lines(source["skipped"], source["documents"], source["bytes"])
+            lines += left_out_lines({name: source["left_out"]})
     return "\n".join(lines)

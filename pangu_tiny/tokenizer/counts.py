@@ -2,7 +2,8 @@
 
 The folder holds counts.npy, int64 [sources, ids], and counts.json, which says of what: the digests
 of tokenizer and corpus, and for every source its `documents`, `bytes` (raw UTF-8) and `tokens`
-(text without marks). Only the training split is counted.
+(text without marks). Only the training split is counted. `skipped` and `left_out` are the documents
+and files that were not read, as in dataset.json.
 
 The digest of a source is the sum of the sha256 of its documents, modulo 2^256: it depends on
 neither their order nor on how the work was cut. Where a token dataset was counted, it is made of
@@ -18,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from pangu_tiny.arrays import read_array, read_described, write_arrays
+from pangu_tiny.data.left_out import Skipped, count_skipped
 from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.workdir import read_json, write_atomically
@@ -35,8 +37,7 @@ class SourceCounts:
     documents: int = 0
     bytes: int = 0
     digest: int = 0
-    empty: int = 0
-    bad_utf8: int = 0
+    skipped: Skipped = dataclasses.field(default_factory=Skipped)
 
     def __add__(self, other: "SourceCounts") -> "SourceCounts":
         total = SourceCounts(*(a + b for a, b in zip(self._values(), other._values(), strict=True)))
@@ -47,8 +48,13 @@ class SourceCounts:
         return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
     def describe(self) -> dict[str, Any]:
-        rest = {name: value for name, value in vars(self).items() if name != "times"}
-        return rest | {"digest": f"{self.digest:064x}", "tokens": int(self.times.sum())}
+        return {
+            "documents": self.documents,
+            "bytes": self.bytes,
+            "digest": f"{self.digest:064x}",
+            "tokens": int(self.times.sum()),
+            "skipped": self.skipped.describe(),
+        }
 
 
 class Counts(NamedTuple):
@@ -136,20 +142,27 @@ def _merged(counts: Counts, other: Counts, path: str) -> Counts:
 def write_counts(
     folder: epath.Path,
     by_source: dict[str, SourceCounts],
+    left_out: dict[str, Any],
     tokenizer: Tokenizer,
     held_out_fraction: float | None,
 ) -> None:
     """Writes what makes the folder one of counts.
+
+    Args:
+      folder: where to.
+      by_source: what was counted.
+      left_out: the files of every source that were not read.
+      tokenizer, held_out_fraction: what it was counted with.
 
     Raises:
       UserError: there is no token.
     """
     times = np.stack([counted.times for counted in by_source.values()])
     if not times.sum():
+        skipped = sum((counted.skipped for counted in by_source.values()), Skipped())
         raise UserError(
-            f"text {', '.join(by_source)} has no document to count:"
-            f" {sum(c.empty for c in by_source.values())} are empty,"
-            f" {sum(c.bad_utf8 for c in by_source.values())} not UTF-8, the others held out"
+            f"text {', '.join(by_source)} has no document to count: {count_skipped(vars(skipped))},"
+            " the others are held out"
         )
     data = io.BytesIO()
     np.save(data, times)
@@ -157,7 +170,10 @@ def write_counts(
     description = {
         "tokenizer_digest": tokenizer.digest,
         "held_out_fraction": held_out_fraction,
-        "sources": {name: counted.describe() for name, counted in by_source.items()},
+        "sources": {
+            name: counted.describe() | {"left_out": left_out.get(name, {})}
+            for name, counted in by_source.items()
+        },
     }
     write_atomically(folder / DESCRIPTION, json.dumps(description, indent=1))
 
@@ -179,7 +195,7 @@ def strange_text(what: str, share: float) -> list[str]:
 
 def save(file: epath.Path, counted: SourceCounts) -> None:
     """Writes counts to a file that appears whole or not at all."""
-    rest = {name: value for name, value in vars(counted).items() if name != "times"}
+    rest = dataclasses.asdict(dataclasses.replace(counted, times=None))
     write_arrays(file, {"times": counted.times}, rest, compress=True)
 
 
@@ -191,6 +207,6 @@ def load(file: epath.Path) -> SourceCounts:
     """
     rest, arrays = read_described(file)
     try:
-        return SourceCounts(**arrays, **rest)
-    except TypeError as error:
+        return SourceCounts(**rest | arrays | {"skipped": Skipped.of(rest["skipped"])})
+    except (KeyError, TypeError) as error:
         raise UserError(f"{file} is not what count-tokens writes: {error}") from error

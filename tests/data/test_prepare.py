@@ -15,6 +15,7 @@ import pytest
 import sentencepiece
 
 from pangu_tiny.data.dataset import TokenDataset
+from pangu_tiny.data.describe import report
 from pangu_tiny.data.prepare import prepare_data
 from pangu_tiny.data.rows import read_marks
 from pangu_tiny.data.text import held_out
@@ -266,6 +267,37 @@ def test_the_report_names_what_was_left_out(prepare, write_jsonl, tmp_path, caps
     assert found.rows("held_out") == 0
     with pytest.raises(UserError, match=f"{file}:5 is not UTF-8"):
         prepare(file, tmp_path / "v", bad_utf8="fail")
+
+
+def test_all_that_was_left_out_is_kept_and_told_again(prepare, write_jsonl, tmp_path, capsys):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", ["one", None, "two"])
+    (folder / "b.csv").write_text("x" * 99)
+    (folder / "c.jsonl").symlink_to("nowhere")
+    found = prepare(str(folder), tmp_path / "w", held_out_fraction=0.0)
+    assert found.description["skipped"]["null_places"] == [f"{folder}/a.jsonl:2"]
+    assert found.description["left_out"]["text"]["unknown"]["bytes"] == 99
+    told = [
+        f"  skipped      1 null ({folder}/a.jsonl:2)",
+        "  WARNING: 33.3% of the documents are null",
+        f"  left out     of text: 1 file of no known kind ({folder}/b.csv),"
+        f" 1 dangling link ({folder}/c.jsonl)",
+        "  WARNING: 67.8% of the bytes of text are of no known kind",
+    ]
+    assert capsys.readouterr().out.splitlines()[-4:] == told
+    prepare(str(folder), tmp_path / "w", held_out_fraction=0.0)
+    assert capsys.readouterr().out.splitlines()[-4:] == told
+
+
+def test_a_dataset_that_does_not_know_what_was_left_out_is_reported(dataset):
+    """As earlier versions wrote it."""
+    description = dict(dataset.description)
+    del description["left_out"]
+    description["skipped"] = {
+        "empty": 1, "empty_places": ["a.txt:1"], "bad_utf8": 0, "bad_utf8_places": [],
+    }  # fmt: skip
+    assert "skipped      1 empty (a.txt:1)" in report(TokenDataset(dataset.path, description))
 
 
 @pytest.mark.parametrize(

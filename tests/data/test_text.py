@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import struct
 
 import hypothesis
 import hypothesis.strategies as st
@@ -11,16 +12,10 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from pangu_tiny.data.formats import split_file
-from pangu_tiny.data.text import (
-    Skipped,
-    Source,
-    Unit,
-    find_sources,
-    held_out,
-    read_documents,
-    split_units,
-)
+from pangu_tiny.data.formats import _join_lines, split_file
+from pangu_tiny.data.left_out import Skipped
+from pangu_tiny.data.sources import Source, find_sources
+from pangu_tiny.data.text import Unit, held_out, read_documents, split_units
 from pangu_tiny.errors import UserError
 
 TEXTS = ["one", "two\nlines", "größer 世界 🙂", "a" * 5000, '"quoted" \\ \t', "last"]
@@ -63,21 +58,44 @@ def write_gz(folder):
 
 
 def write_zst(folder):
-    """Two frames, cut inside of a line."""
+    """Two frames, cut inside of a line, and one to skip, as pzstd writes them."""
     content = jsonl(TEXTS)
     frames = [zstandard.compress(part) for part in (content[:20], content[20:])]
-    (folder / "a.jsonl.zst").write_bytes(b"".join(frames))
-    return folder / "a.jsonl.zst"
+    skipped = struct.pack("<II", 0x184D2A50, 4) + b"skip"
+    (folder / "a.NDJSON.zst").write_bytes(skipped.join(frames))
+    return folder / "a.NDJSON.zst"
 
 
-def write_parquet(folder, kind=None):
-    table = pyarrow.table({"id": range(len(TEXTS)), "text": pyarrow.array(TEXTS, kind)})
-    pyarrow.parquet.write_table(table, folder / "a.parquet", row_group_size=2)
-    return folder / "a.parquet"
+def write_long_window(folder):
+    """As zstd --long=31 writes it, which would take gigabytes: a frame that says so of itself."""
+    frame = bytearray(zstandard.ZstdCompressor(write_content_size=False).compress(jsonl(TEXTS)))
+    assert not frame[4] & 0b1110_0000, "the byte behind the descriptor is the window's"
+    frame[5] = (31 - 10) << 3
+    (folder / "a.json.zst").write_bytes(frame)
+    return folder / "a.json.zst"
 
 
-def write_binary_parquet(folder):
-    return write_parquet(folder, pyarrow.large_string())
+def write_compressed_txt(folder):
+    for index, text in enumerate(TEXTS):
+        if index % 2:
+            (folder / f"{index}.TXT.gz").write_bytes(gzip.compress(text.encode()))
+        else:
+            (folder / f"{index}.txt.ZST").write_bytes(zstandard.compress(text.encode()))
+    return folder
+
+
+def write_marked_txt(folder):
+    """With byte-order marks; UTF-16 without one is known by its zeros."""
+    encodings = ["utf-8-sig", "utf-16", "utf-32", "utf-16", "utf-16-le", "utf-16-be"]
+    for index, (text, encoding) in enumerate(zip(TEXTS, encodings, strict=True)):
+        (folder / f"{index}.txt").write_bytes(text.encode(encoding))
+    return folder
+
+
+def write_parquet(folder, column=TEXTS):
+    table = pyarrow.table({"id": range(len(TEXTS)), "text": column})
+    pyarrow.parquet.write_table(table, folder / "a.Parquet", row_group_size=2)
+    return folder / "a.Parquet"
 
 
 def write_folder(folder):
@@ -101,20 +119,20 @@ def write_glob(folder):
     return f"{folder}/x?/*.jsonl*"
 
 
-def write_tfds(folder):
+def write_tfds(folder, texts=TEXTS):
     import tensorflow_datasets as tfds
     from array_record.python import array_record_module
 
-    features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+    features = tfds.features.FeaturesDict({"text": tfds.features.Text(optional=True)})
     name = "set-train.array_record-00000-of-00001"
     writer = array_record_module.ArrayRecordWriter(str(folder / name), "group_size:1")
-    for text in TEXTS:
+    for text in texts:
         writer.write(features.serialize_example({"text": text}))
     writer.close()
     split = tfds.core.SplitInfo(
         name="train",
-        shard_lengths=[len(TEXTS)],
-        num_bytes=sum(map(len, TEXTS)),
+        shard_lengths=[len(texts)],
+        num_bytes=sum(len(text or "") for text in texts),
         filename_template=tfds.core.ShardedFileTemplate(
             data_dir=str(folder), dataset_name="set", split="train", filetype_suffix="array_record"
         ),
@@ -126,8 +144,8 @@ def write_tfds(folder):
 
 
 WRITERS = [
-    write_txt, write_jsonl, write_unusual_jsonl, write_gz, write_zst, write_parquet,
-    write_binary_parquet, write_folder, write_glob, write_tfds,
+    write_txt, write_jsonl, write_unusual_jsonl, write_gz, write_zst, write_long_window,
+    write_compressed_txt, write_marked_txt, write_parquet, write_folder, write_glob, write_tfds,
 ]  # fmt: skip
 
 
@@ -137,6 +155,37 @@ def test_every_format_gives_the_same_documents(tmp_path, write, unit_bytes):
     documents, skipped = read(str(write(tmp_path)), unit_bytes)
     assert documents == TEXTS
     assert skipped == Skipped()
+
+
+def encoded(kind):
+    return pyarrow.array([text.encode() for text in TEXTS], kind)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pyarrow.array(TEXTS, pyarrow.large_string()),
+        pyarrow.array(TEXTS, pyarrow.string_view()),
+        encoded(pyarrow.binary()),
+        encoded(pyarrow.large_binary()),
+        encoded(pyarrow.binary_view()),
+        pyarrow.array(TEXTS).dictionary_encode(),
+        encoded(pyarrow.binary()).dictionary_encode(),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_every_type_of_text_that_parquet_has(tmp_path, column):
+    assert read(str(write_parquet(tmp_path, column)))[0] == TEXTS
+
+
+@hypothesis.settings(max_examples=100, deadline=None, derandomize=True)
+@hypothesis.given(
+    chunks=st.lists(st.text("ab\n", max_size=5).map(str.encode), max_size=12),
+)
+def test_lines_of_a_stream_do_not_depend_on_its_pieces(chunks):
+    whole = b"".join(chunks)
+    lines = whole.removesuffix(b"\n").split(b"\n") if whole else []
+    assert list(_join_lines(iter(chunks))) == lines
 
 
 @hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
@@ -208,50 +257,75 @@ def test_empty_documents_are_counted_and_named(tmp_path):
     documents, skipped = read(str(file))
     assert documents == ["one"]
     assert skipped.empty == 9
-    assert [str(place) for place in skipped.empty_places] == [
+    assert [str(place) for place in skipped.places["empty"]] == [
         f"{file}:{line}" for line in (1, 3, 4, 5, 6)
     ]
+
+
+def write_null_jsonl(folder):
+    (folder / "a.jsonl").write_bytes(jsonl(["one", None, "two"]))
+    return str(folder / "a.jsonl")
+
+
+def write_null_parquet(folder):
+    table = pyarrow.table({"text": ["one", None, "two"]})
+    pyarrow.parquet.write_table(table, folder / "a.parquet")
+    return str(folder / "a.parquet")
+
+
+def write_null_tfds(folder):
+    return write_tfds(folder, ["one", None, "two"])
+
+
+@pytest.mark.parametrize("write", [write_null_jsonl, write_null_parquet, write_null_tfds])
+def test_nulls_are_skipped_and_named(tmp_path, write):
+    file = write(tmp_path)
+    documents, skipped = read(file)
+    assert documents == ["one", "two"]
+    assert (skipped.null, skipped.empty, skipped.bad_utf8) == (1, 0, 0)
+    assert [str(place) for place in skipped.places["null"]] == [f"{file}:2"]
 
 
 def test_lines_are_counted_from_the_start_of_the_file_in_every_part(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_bytes(jsonl(["x" * 30, "", "y" * 30, "", "z"]))
     for unit_bytes in (10, 33, 50, 1000):
-        places = read(str(file), unit_bytes)[1].empty_places
+        places = read(str(file), unit_bytes)[1].places["empty"]
         assert [str(place) for place in places] == [f"{file}:2", f"{file}:4"]
 
 
 def write_bad_jsonl(folder):
     (folder / "a.jsonl").write_bytes(jsonl(["one"]) + b'{"text": "\xff"}\n' + jsonl(["two"]))
-    return folder / "a.jsonl", 2
+    return folder / "a.jsonl", 2, 14
 
 
 def write_surrogate_jsonl(folder):
     (folder / "a.jsonl").write_bytes(jsonl(["one"]) + b'{"text": "\\ud800"}\n' + jsonl(["two"]))
-    return folder / "a.jsonl", 2
+    return folder / "a.jsonl", 2, 3
 
 
 def write_bad_txt(folder):
     (folder / "a.txt").write_text("one")
     (folder / "b.txt").write_bytes(b"x\ny\n\xff")
     (folder / "c.txt").write_text("two")
-    return folder / "b.txt", 3
+    return folder / "b.txt", 3, 5
 
 
 def write_bad_parquet(folder):
     column = pyarrow.array([b"one", b"\xff", b"two"], pyarrow.binary())
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), folder / "a.parquet")
-    return folder / "a.parquet", 2
+    return folder / "a.parquet", 2, 1
 
 
 @pytest.mark.parametrize(
     "write", [write_bad_jsonl, write_surrogate_jsonl, write_bad_txt, write_bad_parquet]
 )
 def test_bytes_that_are_not_utf8_are_named_and_skipped_or_fatal(tmp_path, write):
-    file, line = write(tmp_path)
+    file, line, size = write(tmp_path)
     documents, skipped = read(str(tmp_path))
     assert documents == ["one", "two"]
-    assert (skipped.bad_utf8, str(skipped.bad_utf8_places[0])) == (1, f"{file}:{line}")
+    assert (skipped.bad_utf8, str(skipped.places["bad_utf8"][0])) == (1, f"{file}:{line}")
+    assert skipped.bad_utf8_bytes == size
     with pytest.raises(UserError, match=f"{file}:{line} is not UTF-8"):
         read(str(tmp_path), bad_utf8="fail")
 
@@ -263,7 +337,14 @@ def test_bytes_that_are_not_utf8_are_named_and_skipped_or_fatal(tmp_path, write)
         (b'{"text": "a"}\n\n["a"]\n', r"a\.jsonl:3 has a list; expected a string under 'text'"),
         (b'{"body": "a"}\n', r"a\.jsonl:1 has keys \['body'\]; expected a string under 'text'"),
         (b'{"text": 3}\n', r"a\.jsonl:1 has 3 there; expected a string under 'text'"),
-        (b"[" * 100_000, r"a\.jsonl:1 is not JSON"),
+        (b'{"text": "a"', r"a\.jsonl:1 has the beginning of a JSON value; expected .* jq -c \."),
+        (b'{"text": "a"}\n{"text"', r"a\.jsonl:2 is not JSON"),
+        (b'[{"text": "a"}]', r"a\.jsonl is one JSON array; expected .* jq -c '\.\[\]'"),
+        (jsonl(["a"]).decode().encode("utf-16"), r"a\.jsonl is UTF-16; .* iconv -f UTF-16 -t"),
+        (jsonl(["a"]).decode().encode("utf-16-le"), r"a\.jsonl is UTF-16LE; .* -f UTF-16LE"),
+        (jsonl(["a"]).decode().encode("utf-32-be"), r"a\.jsonl is UTF-32BE; .* -f UTF-32BE"),
+        (b"\0" * 99, r"a\.jsonl:1 is not JSON"),
+        (b'{"text": "a"}\n' + b"[" * 100_000, r"a\.jsonl:2 is not JSON"),
     ],
 )
 def test_lines_that_hold_no_document_are_named(tmp_path, content, named):
@@ -272,12 +353,21 @@ def test_lines_that_hold_no_document_are_named(tmp_path, content, named):
         read(str(tmp_path))
 
 
+def test_an_array_over_many_lines_is_named_by_whoever_reads_it(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{"text": "a"}] * 50, indent=1))
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress((tmp_path / "a.json").read_bytes()))
+    for file in tmp_path.iterdir():
+        for unit in split_units(find_sources(str(file)), 100):
+            with pytest.raises(UserError, match=f"{file} is one JSON array"):
+                list(read_documents(unit, Skipped()))
+
+
 def test_another_key(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"body": "a", "text": "b"}\n')
     assert read(str(tmp_path), text_key="body")[0] == ["a"]
 
 
-@pytest.mark.parametrize("write", [write_gz, write_zst, write_parquet])
+@pytest.mark.parametrize("write", [write_gz, write_zst, write_long_window, write_parquet])
 def test_truncated_files_are_not_taken_for_whole_ones(tmp_path, write):
     file = write(tmp_path)
     file.write_bytes(file.read_bytes()[:-12])
@@ -301,7 +391,7 @@ def test_a_zst_that_ends_after_a_whole_line_is_truncated_all_the_same(tmp_path):
         ("*.parquet", r"\*.parquet holds no documents"),
         ("a/**/*.jsonl", r"a/\*\*/\*\.jsonl: \*\* is not known"),
         ("empty", "empty holds no documents"),
-        ("a.csv", "a.csv is of no known kind; expected .txt, .jsonl"),
+        ("a.csv", r"but 1 file of no known kind \(a.csv\); expected .txt, .jsonl"),
         ([], "text names nothing"),
         ("tfds:none_such", "tfds:none_such cannot be opened as a TFDS set"),
     ],
@@ -318,8 +408,12 @@ def test_a_parquet_file_without_the_column_says_what_it_has(tmp_path):
     write_parquet(tmp_path)
     with pytest.raises(UserError, match=r"columns \['id', 'text'\]; expected strings in 'body'"):
         read(str(tmp_path), text_key="body")
-    with pytest.raises(UserError, match="expected strings in 'id'"):
+    with pytest.raises(UserError, match="has int64 in column 'id'; expected strings"):
         read(str(tmp_path), text_key="id")
+    twice = pyarrow.Table.from_arrays([pyarrow.array(TEXTS)] * 2, names=["text", "text"])
+    pyarrow.parquet.write_table(twice, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="has 2 columns 'text'; expected strings"):
+        read(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_wrong_arguments_are_named(count, counts, corpora, dataset, texts, tmp_p
     with pytest.raises(UserError, match="is not a SentencePiece model"):
         count(corpora, tmp_path / "w", tokenizer=str(tmp_path / "t.model"))
     assert not (tmp_path / "w").exists()
-    with pytest.raises(UserError, match=r"no document to count: 2 are empty"):
+    with pytest.raises(UserError, match=r"no document to count: 2 empty, 0 null, 0 not"):
         count(write_jsonl(tmp_path / "e.jsonl", [" ", ""]), tmp_path / "e")
     with pytest.raises(UserError, match=r"has no counts\.json"):
         read_counts(str(tmp_path / "e"), train_tokenizer(texts, 290))
@@ -188,6 +188,36 @@ def test_counts_of_another_tokenizer_are_refused(count, corpora, texts, tmp_path
     count(corpora, tmp_path / "w")
     with pytest.raises(UserError, match="are of the tokenizer"):
         read_counts(str(tmp_path / "w"), train_tokenizer(texts, 290))
+
+
+def test_what_was_left_out_is_told_as_prepare_data_tells_it(
+    count, prepare, write_jsonl, tmp_path, capsys
+):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", [*["one", "", None] * 9, *[f"{n} words" for n in range(99)]])
+    (folder / "b.txt").write_bytes("世界".encode("gb18030") * 999)
+    (folder / "c.csv").write_text("x" * 99)
+    reports = []
+    for stage, workdir in ((prepare, "p"), (count, "c")):
+        settings = {"processes": 2, "unit_bytes": 1024} if stage is count else {}
+        stage(str(folder), tmp_path / workdir, held_out_fraction=0.0, **settings)
+        reports.append(capsys.readouterr().out.splitlines()[-7:])
+    assert reports[0] == reports[1]
+    places = [f"{folder}/a.jsonl:{line}" for line in (2, 5, 8, 11, 14)]
+    assert reports[1][0] == f"  skipped      9 empty ({', '.join(places)}, …)"
+    assert reports[1][2] == f"  skipped      1 not UTF-8 ({folder}/b.txt:1)"
+    assert "WARNING: 83.2% of the bytes and 0.9% of the documents are not UTF-8" in reports[1][3]
+    entry = json.loads((tmp_path / "c" / "counts.json").read_text())["sources"]["text"]
+    assert entry["skipped"]["bad_utf8_bytes"] == 3996
+    assert entry["left_out"]["unknown"]["first"] == [f"{folder}/c.csv"]
+
+
+def test_nothing_but_what_is_skipped_is_told_too(count, write_jsonl, tmp_path, capsys):
+    text = {"a": write_jsonl(tmp_path / "a.jsonl", ["one"] * 9), "b": str(tmp_path / "b.txt")}
+    (tmp_path / "b.txt").write_bytes("世界".encode("gb18030"))
+    count(text, tmp_path / "w", held_out_fraction=0)
+    assert "100.0% of the bytes" in capsys.readouterr().out
 
 
 def test_a_foreign_language_is_warned_of(count, tmp_path, write_jsonl, capsys):
