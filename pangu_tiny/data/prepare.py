@@ -10,9 +10,9 @@ The folder that it writes holds
 dataset.json has, for every split and for every source in it, `rows`, `documents`, `bytes` (raw
 UTF-8 of the documents, before any normaliser), `tokens` (text and both marks, without overlaps and
 padding), `targets` (text and end marks), `padding` (tokens), `cut_documents` (documents whose text
-lies in more than one row) and `unknown` (tokens for which the tokenizer has no piece), and for the
-held-out split `gzip_bytes` and `xz_bytes` (gzip -9 and xz -9 of each document on its own, summed).
-The digest covers the packing rule, the marks, the tokenizer and every row in its order.
+lies in more than one row), `normalised_bytes` and `unknown_bytes` (see `tokenizer/unknown.py`), and
+for the held-out split `gzip_bytes` and `xz_bytes` (gzip -9 and xz -9 of each document on its own,
+summed). The digest covers the packing rule, the marks, the tokenizer and every row in its order.
 
 `skipped` has the documents that were not read, counted by kind, with the places of the first few;
 `left_out` has, for every source, the files that were not: by kind their `count`, `bytes`, `share`

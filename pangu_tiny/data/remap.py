@@ -134,7 +134,13 @@ class Job:
                     if waiting >= _FLUSH:
                         writer.flush()
                         waiting = 0
-            splits[split] = entry | writer.finish()
+            new = writer.finish()
+            # Ids tell nothing of the text that the unknown piece stands for, but all text is what
+            # it was. (A dataset of an earlier version does not say how much that is.)
+            written = new["normalised_bytes"]
+            lost = entry.get("normalised_bytes", written) - written
+            new |= {name: new[name] + lost for name in ("normalised_bytes", "unknown_bytes")}
+            splits[split] = entry | new
         write_atomically(self.result, json.dumps({"source": self.source, "splits": splits}))
 
 

@@ -1,9 +1,10 @@
 """How often a tokenizer emitted each id: what count-tokens writes and others read.
 
 The folder holds counts.npy, int64 [sources, ids], and counts.json, which says of what: the digests
-of tokenizer and corpus, and for every source its `documents`, `bytes` (raw UTF-8) and `tokens`
-(text without marks). Only the training split is counted. `skipped` and `left_out` are the documents
-and files that were not read, as in dataset.json.
+of tokenizer and corpus, and for every source its `documents`, `bytes` (raw UTF-8), `tokens` (text
+without marks), `normalised_bytes` and `unknown_bytes` (see `unknown.py`). Only the training split
+is counted. `skipped` and `left_out` are the documents and files that were not read, as in
+dataset.json.
 
 The digest of a source is the sum of the sha256 of its documents, modulo 2^256: it depends on
 neither their order nor on how the work was cut. Where a token dataset was counted, it is made of
@@ -26,7 +27,6 @@ from pangu_tiny.workdir import read_json, write_atomically
 
 DESCRIPTION = "counts.json"
 _COUNTS = "counts.npy"
-_MOSTLY = 0.5  # share of unknown and byte tokens that deserves a warning
 
 
 @dataclasses.dataclass
@@ -36,6 +36,8 @@ class SourceCounts:
     times: np.ndarray
     documents: int = 0
     bytes: int = 0
+    normalised_bytes: int = 0
+    unknown_bytes: int = 0
     digest: int = 0
     skipped: Skipped = dataclasses.field(default_factory=Skipped)
 
@@ -51,6 +53,8 @@ class SourceCounts:
         return {
             "documents": self.documents,
             "bytes": self.bytes,
+            "normalised_bytes": self.normalised_bytes,
+            "unknown_bytes": self.unknown_bytes,
             "digest": f"{self.digest:064x}",
             "tokens": int(self.times.sum()),
             "skipped": self.skipped.describe(),
@@ -176,21 +180,6 @@ def write_counts(
         },
     }
     write_atomically(folder / DESCRIPTION, json.dumps(description, indent=1))
-
-
-def strange_share(times: np.ndarray, tokenizer: Tokenizer) -> float:
-    """The share of tokens that are unknown or lone bytes: high for text in a foreign language."""
-    return float(times[tokenizer.strange].sum() / times.sum())
-
-
-def strange_text(what: str, share: float) -> list[str]:
-    """The lines of a report that warn of a large `strange_share`."""
-    if share <= _MOSTLY:
-        return []
-    return [
-        f"  WARNING: {share:.0%} of {what} are unknown or lone bytes; this tokenizer was not made"
-        " for that text"
-    ]
 
 
 def save(file: epath.Path, counted: SourceCounts) -> None:

@@ -101,7 +101,7 @@ def test_a_dataset_counts_as_its_text_does(counts, count, dataset, tmp_path):
     other = count(None, tmp_path / "w", dataset=dataset.path, tokenizer=None, processes=2)
     for name, entry in counts.sources.items():
         np.testing.assert_array_equal(other.times_by_source[name], counts.times_by_source[name])
-        for kind in ("documents", "bytes", "tokens"):
+        for kind in ("documents", "bytes", "tokens", "normalised_bytes", "unknown_bytes"):
             assert other.sources[name][kind] == entry[kind]
 
 
@@ -224,7 +224,7 @@ def test_a_foreign_language_is_warned_of(count, tmp_path, write_jsonl, capsys):
     count(
         write_jsonl(tmp_path / "ru.jsonl", [f"Привет, мир {i}" for i in range(9)]), tmp_path / "w"
     )
-    assert "of the tokens of ru are unknown or lone bytes" in capsys.readouterr().out
+    assert "WARNING: 88.64% of the text of ru is unknown to the" in capsys.readouterr().out
 
 
 def test_a_real_tokenizer_counts_real_text(count, real_data, tmp_path):
