@@ -247,11 +247,8 @@ def _read_parquet(part: Part, text_key: str) -> Iterator[tuple[int, str | bytes 
         for batch in file.iter_batches(
             _BATCH, row_groups=list(range(part.start, part.stop or 0)), columns=[text_key]
         ):
-            column = batch.column(0)
-            if pyarrow.types.is_dictionary(column.type):
-                column = column.dictionary_decode()
             # As bytes, for Arrow does not check that its strings are UTF-8.
-            for value in column.cast(pyarrow.large_binary()).to_pylist():
+            for value in batch.column(0).cast(pyarrow.large_binary()).to_pylist():
                 yield line, value if value is None else _decode(value)
                 line += 1
 

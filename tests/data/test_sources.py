@@ -45,7 +45,7 @@ def corpus(tmp_path):
     (folder / "d" / "above").symlink_to("..")
     (folder / "gone.jsonl").symlink_to("nowhere.jsonl")
     (folder / "itself.jsonl").symlink_to("itself.jsonl")
-    write(folder / "README.md")
+    write(folder / "README.md~")
     write(folder / "t.csv")
     write(folder / ".hidden.jsonl")
     write(folder / ".git" / "x.txt")
@@ -66,7 +66,7 @@ LEFT_OUT = {
     "empty": ["nothing.jsonl"],
     "hidden": [".git", ".hidden.jsonl"],
     "special": ["pipe.jsonl", "socket.txt"],
-    "unknown": ["README.md", "t.csv"],
+    "unknown": ["README.md~", "t.csv"],
 }
 
 
@@ -80,6 +80,8 @@ def test_everything_in_a_folder_is_read_once_or_named(corpus):
 def test_a_glob_searches_the_folders_that_it_names(corpus):
     assert found(f"{corpus}/[a-d]*", corpus) == (FILES, {"again": LEFT_OUT["again"]})
     assert found(f"{corpus}/*/*.Txt", corpus) == (["d/e.Txt"], {})
+    with pytest.raises(UserError, match="holds no documents"):
+        find_sources(f"{corpus}/*/x.txt")  # as in a shell, .git is not meant
     assert found(f"{corpus}/.*.jsonl", corpus) == ([".hidden.jsonl"], {})
     assert found(f"{corpus}/d/", corpus)[0] == ["d/e.Txt", "d/f.ndjson.zst"]
 
@@ -173,6 +175,13 @@ def forbidden(tmp_path):
 def test_what_may_not_be_read_is_an_error(forbidden, permissions, text, named):
     with pytest.raises(UserError, match=f"^{named} cannot be read: Permission denied$"):
         find_sources(text)[0].fingerprint()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_an_owner_needs_no_name(tmp_path):
+    """In a container it often has none."""
+    os.chown(write(tmp_path / "a.jsonl"), 2**20 + 7, -1)
+    assert find_sources(str(tmp_path))[0].size == len(LINE)
 
 
 class Bucket(MemoryFileSystem):

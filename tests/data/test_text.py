@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from pangu_tiny.data.formats import _join_lines, split_file
+from pangu_tiny.data.formats import Place, _join_lines, split_file
 from pangu_tiny.data.left_out import Skipped
 from pangu_tiny.data.sources import Source, find_sources
 from pangu_tiny.data.text import Unit, held_out, read_documents, split_units
@@ -284,6 +284,24 @@ def test_nulls_are_skipped_and_named(tmp_path, write):
     assert documents == ["one", "two"]
     assert (skipped.null, skipped.empty, skipped.bad_utf8) == (1, 0, 0)
     assert [str(place) for place in skipped.places["null"]] == [f"{file}:2"]
+
+
+def test_the_first_places_are_those_of_the_first_files():
+    """In whichever order the processes end, and Beam adds up."""
+    parts = [Skipped() for _ in range(4)]
+    for index, skipped in enumerate(parts):
+        for line in (3, 10):
+            skipped.add("bad_utf8", Place("a.jsonl", 1000 * index, line), 7)
+    whole = sum(parts, Skipped())
+    assert (whole.bad_utf8, whole.bad_utf8_bytes, whole.empty) == (8, 56, 0)
+    places = [(place.start, place.line) for place in whole.places["bad_utf8"]]
+    assert places == [(0, 3), (0, 10), (1000, 3), (1000, 10), (2000, 3)]
+    assert parts[3] + (parts[1] + parts[0]) + parts[2] == whole
+
+
+def test_a_tfds_set_without_the_feature_says_what_it_has(tmp_path):
+    with pytest.raises(UserError, match=r"has features \['text'\]; expected text in 'body'"):
+        read(write_tfds(tmp_path), text_key="body")
 
 
 def test_lines_are_counted_from_the_start_of_the_file_in_every_part(tmp_path):
