@@ -1,6 +1,7 @@
 """Named arrays in one file, with what they are of beside them."""
 
 import json
+import tokenize
 import zipfile
 import zlib
 from typing import Any
@@ -19,20 +20,39 @@ _DAMAGED = (
     ValueError,
     TypeError,
     RuntimeError,
+    MemoryError,
+    SyntaxError,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What reading a file may raise that is no npz file, or not a whole one."""
+"""What reading a file may raise that is no npy or npz file, or not a whole one."""
 
 
 def write_arrays(
-    path: epath.Path, arrays: dict[str, np.ndarray], about: dict[str, Any] | None = None
+    path: epath.Path,
+    arrays: dict[str, np.ndarray],
+    about: dict[str, Any] | None = None,
+    compress: bool = False,
 ) -> None:
     """An npz file that is there whole or not at all; `about`, JSON values, as one more array."""
     if about is not None:
         arrays = {**arrays, _ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8)}
     with replaced(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        (np.savez_compressed if compress else np.savez)(file, **arrays)
+
+
+def read_array(path: epath.Path) -> np.ndarray:
+    """Reads an npy file.
+
+    Raises:
+      UserError: it is something else.
+    """
+    try:
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except _DAMAGED as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
@@ -42,8 +62,12 @@ def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
       UserError: it is something else.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise zipfile.BadZipFile("it is no npz file, or not all of one")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
     except _DAMAGED as error:
         raise UserError(f"{path} cannot be read: {error}; remove it to make it again") from error
 

@@ -24,6 +24,7 @@ _IDENTITY = "identity.json"
 _LOCK = ".lock"
 _NETWORK = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "lustre", "gpfs", "beegfs", "afs")
 _locks: dict[str, int] = {}  # by folder: the open file whose lock dies with this process
+_MEND = "restore it, or make its folder anew"
 _EFFECTIVE_CONFIG: contextvars.ContextVar[str] = contextvars.ContextVar("effective_config")
 
 
@@ -227,7 +228,28 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
 def read_identity(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The identity that `claim` left in a folder, or None if there is none."""
     marker = epath.Path(workdir) / _IDENTITY
-    return json.loads(marker.read_text()) if marker.exists() else None
+    return read_json(marker) if marker.exists() else None
+
+
+def read_json(file: epath.Path, *names: str) -> dict[str, Any]:
+    """Reads a JSON object that a stage wrote and that has these names.
+
+    Raises:
+      UserError: the file cannot be read, or is something else: empty, say, after a power failure.
+    """
+    try:
+        content = file.read_bytes()
+        found = json.loads(content.decode())
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        what = f"is not JSON: {error}" if content.strip() else "is empty"
+        raise UserError(f"{file} is damaged: it {what}; {_MEND}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is damaged: it holds a {type(found).__name__}; {_MEND}")
+    if missing := [name for name in names if name not in found]:
+        raise UserError(f"{file} is damaged: it has no {missing[0]!r}; {_MEND}")
+    return found
 
 
 @contextlib.contextmanager

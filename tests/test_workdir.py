@@ -14,6 +14,7 @@ from pangu_tiny.workdir import (
     claim,
     environment,
     read_identity,
+    read_json,
     running,
     write_atomically,
 )
@@ -89,6 +90,38 @@ def test_writes_are_whole_or_not_at_all(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.json"], "what failed leaves its temporary file"
     write_atomically(file, b"\x00bytes")
     assert file.read_bytes() == b"\x00bytes"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b"\0" * 64, "is not JSON: "),
+        (b'{"a": 1', "is not JSON: "),
+        (b'{"a": "\xff"}', "is not JSON: "),
+        (b"[" * 100_000, "is not JSON: "),
+        (b"[1]", "holds a list"),
+        (b"null", "holds a NoneType"),
+        (b"{}", "has no 'a'"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, content, said):
+    """As a power failure or a full disk leave it."""
+    file = epath.Path(tmp_path) / "identity.json"
+    file.write_text('{"a": 1}')
+    assert read_json(file, "a") == {"a": 1}
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"identity\.json is damaged: it {said}"):
+        read_json(file, "a")
+    if content != b"{}":
+        with pytest.raises(UserError, match=r"identity\.json is damaged: "):
+            claim(tmp_path, "train", IDENTITY)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"a\.json cannot be read: "):
+        read_json(epath.Path(tmp_path) / "a.json")
 
 
 def test_config_and_environment_lie_beside_the_result(tmp_path):

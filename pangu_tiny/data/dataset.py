@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import itertools
-import json
 import os
 import resource
 import tempfile
@@ -17,10 +16,14 @@ from etils import epath
 from pangu_tiny.data import records, rows
 from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.workdir import write_atomically
+from pangu_tiny.workdir import read_json, write_atomically
 
 DESCRIPTION = "dataset.json"
 TOKENIZER = "tokenizer.model"
+_NAMES = (
+    "packing", "digest", "sequence_length", "vocab_size", "begin_id", "end_id",
+    "tokenizer_digest", "sources", "splits",
+)  # fmt: skip
 # No read-ahead: rows are read in random order.
 _READER = "readahead_buffer_size:0,max_parallelism:0"
 
@@ -71,7 +74,7 @@ class TokenDataset:
             raise UserError(
                 f"dataset {path} has no {DESCRIPTION}; expected a folder that prepare-data finished"
             )
-        description = json.loads(file.read_text())
+        description = read_json(file, *_NAMES)
         if description.get("packing") != rows.PACKING:
             raise UserError(
                 f"dataset {path} has packing rule {description.get('packing')};"

@@ -12,6 +12,7 @@ from pangu_tiny.data.left_out import count_skipped, left_out_lines, skipped_line
 from pangu_tiny.data.shards import SPLITS
 from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer.model import Tokenizer
+from pangu_tiny.tokenizer.unknown import unknown_lines
 from pangu_tiny.workdir import write_atomically
 
 _FILE = ("file", "size", "digest")  # what a shard's entry has beside its counts
@@ -78,6 +79,9 @@ def report(dataset: TokenDataset) -> str:
         if len(dataset.sources) > 1:
             counts += [(f"  {source}", split["sources"][source]) for source in dataset.sources]
         lines += [f"  {label:<12} {_report_counts(c, dataset)}" for label, c in counts]
+    for name in dataset.sources:
+        entries = (split["sources"][name] for split in description["splits"].values())
+        lines += unknown_lines(name, *entries)
     documents, size = (
         sum(split[kind] for split in description["splits"].values())
         for kind in ("documents", "bytes")
@@ -97,8 +101,6 @@ def _report_counts(counts: dict[str, Any], dataset: TokenDataset) -> str:
         f" {counts['cut_documents']:,} documents cut, {padding:.2%} padding,"
         f" {counts['bytes'] / counts['tokens']:.2f} bytes a token"
     )
-    if counts["unknown"]:
-        line += f", {counts['unknown']:,} tokens unknown to the tokenizer"
     if "gzip_bytes" in counts:
         gzip, xz = (8 * counts[f"{kind}_bytes"] / counts["bytes"] for kind in ("gzip", "xz"))
         line += f"; gzip -9 {gzip:.3f} and xz -9 {xz:.3f} bits a byte"

@@ -10,16 +10,15 @@ The folder that it writes holds
 dataset.json has, for every split and for every source in it, `rows`, `documents`, `bytes` (raw
 UTF-8 of the documents, before any normaliser), `tokens` (text and both marks, without overlaps and
 padding), `targets` (text and end marks), `padding` (tokens), `cut_documents` (documents whose text
-lies in more than one row) and `unknown` (tokens for which the tokenizer has no piece), and for the
-held-out split `gzip_bytes` and `xz_bytes` (gzip -9 and xz -9 of each document on its own, summed).
-The digest covers the packing rule, the marks, the tokenizer and every row in its order.
+lies in more than one row), `normalised_bytes` and `unknown_bytes` (see `tokenizer/unknown.py`), and
+for the held-out split `gzip_bytes` and `xz_bytes` (gzip -9 and xz -9 of each document on its own,
+summed). The digest covers the packing rule, the marks, the tokenizer and every row in its order.
 
 `skipped` has the documents that were not read, counted by kind, with the places of the first few;
 `left_out` has, for every source, the files that were not: by kind their `count`, `bytes`, `share`
 of all bytes that were found, and `first` few.
 """
 
-import json
 import random
 from typing import Any
 
@@ -36,7 +35,7 @@ from pangu_tiny.data.workers import run_jobs
 from pangu_tiny.errors import UserError
 from pangu_tiny.progress import Progress
 from pangu_tiny.tokenizer.model import Tokenizer, train_tokenizer
-from pangu_tiny.workdir import claim, write_atomically
+from pangu_tiny.workdir import claim, read_json, write_atomically
 
 
 def prepare_data(
@@ -122,7 +121,7 @@ def prepare_data(
             for index, unit in enumerate(units)
         ]  # fmt: skip
         run_jobs(jobs, given, processes, "tokenising")
-        results = [json.loads(job.result.read_text()) for job in jobs]
+        results = [read_json(job.result) for job in jobs]
         skipped = sum((Skipped.of(result["skipped"]) for result in results), Skipped())
         left_out = {"skipped": skipped.describe(), "left_out": left_out_files(sources)}
         names = [source.name for source in sources]

@@ -20,7 +20,7 @@ from pangu_tiny.data.workers import run_jobs
 from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer.cut import IdMap
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.workdir import claim, read_identity, write_atomically
+from pangu_tiny.workdir import claim, read_identity, read_json, write_atomically
 
 _FLUSH = 2**20  # ids
 
@@ -81,7 +81,7 @@ def remap_dataset(
             write_atomically(folder / TOKENIZER, compact.model_bytes)
         jobs = _jobs(old, id_map, workdir)
         run_jobs(jobs, compact, processes, "mapping")
-        results = [json.loads(job.result.read_text()) for job in jobs]
+        results = [read_json(job.result) for job in jobs]
         left_out = {
             name: old.description[name]
             for name in ("skipped", "left_out")
@@ -134,7 +134,13 @@ class Job:
                     if waiting >= _FLUSH:
                         writer.flush()
                         waiting = 0
-            splits[split] = entry | writer.finish()
+            new = writer.finish()
+            # Ids tell nothing of the text that the unknown piece stands for, but all text is what
+            # it was. (A dataset of an earlier version does not say how much that is.)
+            written = new["normalised_bytes"]
+            lost = entry.get("normalised_bytes", written) - written
+            new |= {name: new[name] + lost for name in ("normalised_bytes", "unknown_bytes")}
+            splits[split] = entry | new
         write_atomically(self.result, json.dumps({"source": self.source, "splits": splits}))
 
 

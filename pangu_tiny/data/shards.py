@@ -21,6 +21,7 @@ from pangu_tiny.data.left_out import Skipped
 from pangu_tiny.data.text import Unit, batches, held_out, read_documents
 from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer.model import Tokenizer
+from pangu_tiny.tokenizer.unknown import text_bytes, unknown_bytes
 from pangu_tiny.workdir import write_atomically
 
 SPLITS = ("train", "held_out")
@@ -65,9 +66,11 @@ class Job:
         sizes: dict[str, Counter[str]] = {"train": Counter(bytes=0)}
         sizes["held_out"] = Counter(bytes=0, gzip_bytes=0, xz_bytes=0)
         for batch in batches(documents):
-            for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
+            ids_b = tokenizer.encode_batch(batch)
+            unknown_b = unknown_bytes(tokenizer, batch, ids_b).tolist()
+            for text, ids, unknown in zip(batch, ids_b, unknown_b, strict=True):
                 split = SPLITS[held_out(text, self.held_out_fraction)]
-                shards[split].add(ids)
+                shards[split].add(ids, unknown)
                 utf8 = text.encode()
                 sizes[split]["bytes"] += len(utf8)
                 if split == "held_out":
@@ -95,7 +98,8 @@ class ShardWriter:
     def __init__(self, folder: str, name: str, sequence_length: int, tokenizer: Tokenizer):
         self._name = name
         self._folder = folder
-        self._unknown_id = tokenizer.unknown_id
+        self._tokenizer = tokenizer
+        self._times = np.zeros(tokenizer.pieces, np.int64)
         self._unknown = 0
         self._dtype = records.row_dtype(tokenizer.vocab_size)
         self._packer = rows.Packer(sequence_length, tokenizer.begin_id, tokenizer.end_id)
@@ -106,13 +110,16 @@ class ShardWriter:
         self._temporary = os.path.join(here, f".{self._name}.{os.getpid()}.tmp")
         self._writer: Any = None
 
-    def add(self, ids: np.ndarray) -> None:
-        """Takes the ids of a document's text."""
-        self._unknown += int((ids == self._unknown_id).sum())
+    def add(self, ids: np.ndarray, unknown: int = 0) -> None:
+        """Takes the ids of a document's text, and how many bytes of it became the unknown piece."""
+        self._unknown += unknown
         self._waiting.append(ids)
 
     def flush(self) -> None:
         """Packs what has been added."""
+        if self._waiting:
+            ids = np.concatenate(self._waiting)
+            self._times += np.bincount(ids, minlength=len(self._times))
         self._write(self._packer.add(self._waiting))
         self._waiting = []
 
@@ -128,7 +135,7 @@ class ShardWriter:
             "targets": packer.tokens - packer.documents,
             "padding": packer.padding,
             "cut_documents": packer.cut_documents,
-            "unknown": self._unknown,
+            **text_bytes(self._tokenizer, self._times, self._unknown),
         }
         if self._writer:
             with self._naming_failures():

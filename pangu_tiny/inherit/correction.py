@@ -17,6 +17,7 @@ import dataclasses
 import numpy as np
 from etils import epath
 
+from pangu_tiny.arrays import read_array
 from pangu_tiny.errors import UserError
 from pangu_tiny.workdir import replaced
 
@@ -93,10 +94,9 @@ def read_gram(folder: epath.Path, kind: str, layer: int, size: int) -> np.ndarra
     """
     path = gram_file(folder, kind, layer)
     try:
-        with path.open("rb") as file:
-            gram_ff = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read: {error}; {_AGAIN}") from error
+        gram_ff = read_array(path)
+    except UserError as error:
+        raise UserError(f"{error}; {_AGAIN}") from error
     if gram_ff.shape != (size, size) or not np.isfinite(gram_ff).all():
         raise UserError(
             f"{path} is {list(gram_ff.shape)}, expected {[size, size]} and nothing that is NaN or "

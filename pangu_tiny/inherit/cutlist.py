@@ -31,6 +31,7 @@ from pangu_tiny.inherit.layers import check_layers
 from pangu_tiny.inherit.structures import sizes
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.typed import NO, convert, name_of
+from pangu_tiny.workdir import read_json
 
 CUTS = "cuts.json"
 
@@ -71,13 +72,11 @@ class CutList:
         if file.is_dir():
             file = file / CUTS
         try:
-            facts = json.loads(file.read_text())
+            facts = read_json(file)
             if (found := facts.pop("format")) != 1:
                 raise UserError(f"cuts {file} has format {found!r}, expected 1")
             model = ModelShape(**_typed(facts.pop("model"), ModelShape, f"cuts {file}: model."))
             return cls(model=model, **_typed(facts, cls, f"cuts {file}: "))
-        except OSError as error:
-            raise UserError(f"cuts {file} cannot be read: {error}") from error
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"cuts {file} is not what inherit writes: {error}") from error
 

@@ -32,7 +32,7 @@ from pangu_tiny.errors import UserError
 from pangu_tiny.inherit.layers import WINDOWS, LayerChoice, window_scores
 from pangu_tiny.inherit.structures import OUTSIDE, STRUCTURES
 from pangu_tiny.model.shape import ModelShape
-from pangu_tiny.workdir import write_atomically
+from pangu_tiny.workdir import read_json, write_atomically
 
 ARRAYS, ABOUT = "importance.npz", "importance.json"
 
@@ -63,13 +63,7 @@ class Importance:
             raise UserError(
                 f"importance {folder} has no {ABOUT}; expected a folder that rank-teacher finished"
             )
-        try:
-            about = json.loads((place / ABOUT).read_text())
-            if missing := [name for name in _FACTS if name not in about]:
-                raise UserError(f"importance {folder}: {ABOUT} has no {missing[0]}")
-        except (ValueError, OSError, TypeError) as error:
-            raise UserError(f"importance {folder} cannot be read: {error}") from error
-        return cls(about, read_arrays(place / ARRAYS))
+        return cls(read_json(place / ABOUT, *_FACTS), read_arrays(place / ARRAYS))
 
     def write(self, folder: epath.Path) -> None:
         write_arrays(folder / ARRAYS, self.arrays)

@@ -2,7 +2,6 @@
 
 import html
 import itertools
-import json
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -12,7 +11,7 @@ from pangu_tiny.page import page, paragraph, picture, section, table
 from pangu_tiny.rounds.forgetting import by_part, forgetting_section, seen_losses
 from pangu_tiny.rounds.scores import Scores
 from pangu_tiny.training.metrics import read_metrics
-from pangu_tiny.workdir import write_atomically
+from pangu_tiny.workdir import read_json, write_atomically
 
 
 class Sample(NamedTuple):
@@ -24,7 +23,7 @@ class Sample(NamedTuple):
 
 def write_report(folder: epath.Path, result: dict[str, Any], samples: list[Sample]) -> epath.Path:
     """Writes `report.html` from a recipe's folder, its evaluation and its samples."""
-    data = json.loads((folder / "data" / "dataset.json").read_text())
+    data = read_json(folder / "data" / "dataset.json")
     path = folder / "report.html"
     write_atomically(path, _page(folder / "model", data, result, samples))
     return path
@@ -35,7 +34,7 @@ def _page(
 ) -> str:
     count = sum(1 for _ in model.glob("round_*"))
     rounds = [model / f"round_{number}" for number in range(1, count + 1)]
-    identities = [json.loads((one / "identity.json").read_text()) for one in rounds]
+    identities = [read_json(one / "identity.json") for one in rounds]
     identity = identities[0]
     steps = [one["steps"] for one in identities]
     shape = ", ".join(f"{name} {value}" for name, value in identity["model"].items())

@@ -166,8 +166,8 @@ def _score(
     folder: epath.Path,
     save_seconds: float,
 ) -> None:
-    """Leaves the losses of all rows of the round in the folder, as training leaves them, but by
-    place in the order instead of by step; what is there already is not scored again."""
+    """Leaves the losses of all rows of the round in the folder, as training leaves them, but with
+    the place in the order as the step; what is there already is not scored again."""
     at_once = feed.rows_at_once
     total = round_.units("sequence")
     start = from_first(lambda: max((end for _, end in row_loss_files(folder)), default=0))
@@ -199,9 +199,10 @@ def _score(
         row_ids, nats, targets = jax.device_get(figures)
         # The first rows may be there already, the last ones may lie beyond the round.
         new = slice(max(0, start - first), total - first)
+        places = first + np.arange(len(row_ids))
         with alone() as leads:
             if leads:
-                losses.add(first, row_ids[new], nats[new], targets[new])
+                losses.add(places[new], row_ids[new], nats[new], targets[new])
         progress.update(len(row_ids[new]))
 
     def save(end: int) -> None:
@@ -238,9 +239,16 @@ def _gather(
     sources = np.zeros(
         (units, len(rows.sources)) if several else units, np.int32 if several else np.int16
     )
-    for (start, _), path in row_loss_files(folder).items():
+    behind = 0
+    for (start, end), path in row_loss_files(folder).items():
         records = read_records(path)
-        unit_of = (start + np.arange(len(records))) // size
+        if start != behind or len(records) != end - start:
+            raise UserError(
+                f"{path} holds {len(records)} losses from {start} on, expected {end - start} from"
+                f" {behind} on; remove {path.parent} to score again"
+            )
+        behind = end
+        unit_of = records["step"] // size
         source_of = rows.source_ids("train", records["row"])
         np.add.at(nats, unit_of, records["nats"])
         np.add.at(targets, unit_of, records["targets"])

@@ -29,7 +29,7 @@ from pangu_tiny.tokenizer.counts import read_counts
 from pangu_tiny.tokenizer.cut import ID_MAP, TOKENIZER, Cut, id_map
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.vocabulary import Vocabulary
-from pangu_tiny.workdir import claim, write_atomically
+from pangu_tiny.workdir import claim, read_json, write_atomically
 
 REPORT = "report.json"
 
@@ -103,7 +103,7 @@ def compress_tokenizer(
         write_atomically(folder / ID_MAP, json.dumps(table))
         write_atomically(folder / "report.html", report.page_of(found, cut))
         write_atomically(folder / REPORT, json.dumps(found, indent=1, ensure_ascii=False))
-    found = json.loads((folder / REPORT).read_text())
+    found = read_json(folder / REPORT)
     print(report.summary(os.fspath(folder), found))
     return found
 

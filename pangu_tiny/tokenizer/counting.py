@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -30,12 +29,11 @@ from pangu_tiny.tokenizer.counts import (
     load,
     read_counts,
     save,
-    strange_share,
-    strange_text,
     write_counts,
 )
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.workdir import claim, read_identity
+from pangu_tiny.tokenizer.unknown import text_bytes, unknown_bytes, unknown_lines
+from pangu_tiny.workdir import claim, read_identity, read_json
 
 _UNITS = "units"
 
@@ -130,7 +128,7 @@ def count_tokens(
     if (folder / _UNITS).exists():
         (folder / _UNITS).rmtree()
     print(_report(folder, model))
-    return json.loads((folder / DESCRIPTION).read_text())
+    return read_json(folder / DESCRIPTION)
 
 
 def _count_with_beam(
@@ -200,11 +198,13 @@ class TextJob(_Job):
                     counted.digest += digest
                     yield text
 
+        unknown = 0
         for batch in batches(training_documents()):
-            ids = np.concatenate(tokenizer.encode_batch(batch))
-            counted.times += np.bincount(ids, minlength=tokenizer.pieces)
+            ids = tokenizer.encode_batch(batch)
+            unknown += int(unknown_bytes(tokenizer, batch, ids).sum())
+            counted.times += np.bincount(np.concatenate(ids), minlength=tokenizer.pieces)
         counted.digest %= 2**256
-        return counted
+        return dataclasses.replace(counted, **text_bytes(tokenizer, counted.times, unknown))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,11 +225,12 @@ class DatasetJob(_Job):
 
     def count(self, tokenizer: Tokenizer) -> SourceCounts:
         """Counts the ids of the documents' text, without marks."""
+        sizes = ("documents", "bytes", "normalised_bytes", "unknown_bytes")
         counted = SourceCounts(
             np.zeros(tokenizer.pieces, np.int64),
-            self.shard["documents"],
-            self.shard["bytes"],
-            document_digest(f"{self.index} {self.shard['digest']}".encode()),
+            digest=document_digest(f"{self.index} {self.shard['digest']}".encode()),
+            # A dataset of an earlier version knows no unknown text.
+            **{name: self.shard[name] for name in sizes if name in self.shard},
         )
         for _, ids in _open_dataset(self.dataset, self.digest).documents("train", [self.index]):
             np.add.at(counted.times, ids[1:-1], 1)
@@ -252,7 +253,7 @@ def _report(folder: epath.Path, tokenizer: Tokenizer) -> str:
                 f" {source['tokens']:,} tokens, {source['bytes'] / source['tokens']:.2f} bytes a"
                 f" token, {np.count_nonzero(times):,} of {tokenizer.pieces:,} pieces seen"
             )
-            lines += strange_text(f"the tokens of {name}", strange_share(times, tokenizer))
+            lines += unknown_lines(name, source)
         else:
             lines.append(f"  {name:<16} nothing")
         if "skipped" in source:  # earlier versions left it unsaid

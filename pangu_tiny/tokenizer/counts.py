@@ -1,9 +1,10 @@
 """How often a tokenizer emitted each id: what count-tokens writes and others read.
 
 The folder holds counts.npy, int64 [sources, ids], and counts.json, which says of what: the digests
-of tokenizer and corpus, and for every source its `documents`, `bytes` (raw UTF-8) and `tokens`
-(text without marks). Only the training split is counted. `skipped` and `left_out` are the documents
-and files that were not read, as in dataset.json.
+of tokenizer and corpus, and for every source its `documents`, `bytes` (raw UTF-8), `tokens` (text
+without marks), `normalised_bytes` and `unknown_bytes` (see `unknown.py`). Only the training split
+is counted. `skipped` and `left_out` are the documents and files that were not read, as in
+dataset.json.
 
 The digest of a source is the sum of the sha256 of its documents, modulo 2^256: it depends on
 neither their order nor on how the work was cut. Where a token dataset was counted, it is made of
@@ -18,14 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from pangu_tiny.arrays import read_array, read_described, write_arrays
 from pangu_tiny.data.left_out import Skipped, count_skipped
 from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.workdir import write_atomically
+from pangu_tiny.workdir import read_json, write_atomically
 
 DESCRIPTION = "counts.json"
 _COUNTS = "counts.npy"
-_MOSTLY = 0.5  # share of unknown and byte tokens that deserves a warning
 
 
 @dataclasses.dataclass
@@ -35,6 +36,8 @@ class SourceCounts:
     times: np.ndarray
     documents: int = 0
     bytes: int = 0
+    normalised_bytes: int = 0
+    unknown_bytes: int = 0
     digest: int = 0
     skipped: Skipped = dataclasses.field(default_factory=Skipped)
 
@@ -50,6 +53,8 @@ class SourceCounts:
         return {
             "documents": self.documents,
             "bytes": self.bytes,
+            "normalised_bytes": self.normalised_bytes,
+            "unknown_bytes": self.unknown_bytes,
             "digest": f"{self.digest:064x}",
             "tokens": int(self.times.sum()),
             "skipped": self.skipped.describe(),
@@ -90,13 +95,18 @@ def read_counts(folders: str | list[str], tokenizer: Tokenizer) -> Counts:
             raise UserError(
                 f"counts {path} has no {DESCRIPTION}; expected a folder that count-tokens finished"
             )
-        found = _described(file)
+        found = read_json(file, "tokenizer_digest", "held_out_fraction", "sources")
         if found["tokenizer_digest"] != tokenizer.digest:
             raise UserError(
                 f"counts {path} are of the tokenizer {found['tokenizer_digest']};"
                 f" the one given is {tokenizer.digest}"
             )
-        times = np.load(io.BytesIO((epath.Path(path) / _COUNTS).read_bytes()), allow_pickle=False)
+        times = read_array(epath.Path(path) / _COUNTS)
+        if times.shape != (len(found["sources"]), tokenizer.pieces):
+            raise UserError(
+                f"{epath.Path(path) / _COUNTS} holds {list(times.shape)} counts, expected"
+                f" {[len(found['sources']), tokenizer.pieces]} by the {DESCRIPTION} beside it"
+            )
         fresh = Counts(
             found["tokenizer_digest"],
             found["held_out_fraction"],
@@ -107,14 +117,6 @@ def read_counts(folders: str | list[str], tokenizer: Tokenizer) -> Counts:
     if counts is None:
         raise UserError("counts names no folder; expected one that count-tokens wrote")
     return counts
-
-
-def _described(file: epath.Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text())
-        return {name: found[name] for name in ("tokenizer_digest", "held_out_fraction", "sources")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is not what count-tokens writes: {error!r}") from error
 
 
 def _merged(counts: Counts, other: Counts, path: str) -> Counts:
@@ -180,32 +182,20 @@ def write_counts(
     write_atomically(folder / DESCRIPTION, json.dumps(description, indent=1))
 
 
-def strange_share(times: np.ndarray, tokenizer: Tokenizer) -> float:
-    """The share of tokens that are unknown or lone bytes: high for text in a foreign language."""
-    return float(times[tokenizer.strange].sum() / times.sum())
-
-
-def strange_text(what: str, share: float) -> list[str]:
-    """The lines of a report that warn of a large `strange_share`."""
-    if share <= _MOSTLY:
-        return []
-    return [
-        f"  WARNING: {share:.0%} of {what} are unknown or lone bytes; this tokenizer was not made"
-        " for that text"
-    ]
-
-
 def save(file: epath.Path, counted: SourceCounts) -> None:
     """Writes counts to a file that appears whole or not at all."""
-    data = io.BytesIO()
     rest = dataclasses.asdict(dataclasses.replace(counted, times=None))
-    np.savez_compressed(data, times=counted.times, rest=np.array(json.dumps(rest)))
-    write_atomically(file, data.getvalue())
+    write_arrays(file, {"times": counted.times}, rest, compress=True)
 
 
 def load(file: epath.Path) -> SourceCounts:
-    with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as found:
-        times = found["times"]
-        rest = json.loads(str(found["rest"]))
-    skipped = Skipped.of(rest["skipped"])
-    return SourceCounts(**rest | {"times": times, "skipped": skipped})
+    """Reads what `save` wrote.
+
+    Raises:
+      UserError: it is something else.
+    """
+    rest, arrays = read_described(file)
+    try:
+        return SourceCounts(**rest | arrays | {"skipped": Skipped.of(rest["skipped"])})
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{file} is not what count-tokens writes: {error}") from error

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer import proto, prune
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.vocabulary import Vocabulary
+from pangu_tiny.workdir import read_json
 
 TOKENIZER, ID_MAP = "tokenizer.model", "id_map.json"
 
@@ -138,11 +138,11 @@ class IdMap:
                 f"tokenizer {folder} has no {ID_MAP}; expected a folder of compress-tokenizer"
             )
         try:
-            found = cls(folder, **json.loads(file.read_text()))
+            found = cls(folder, **read_json(file))
             if not isinstance(found.new_to_old, list):
                 raise TypeError("new_to_old is no list")
             return found
-        except (ValueError, TypeError) as error:
+        except TypeError as error:
             raise UserError(f"{file} is not what compress-tokenizer writes: {error}") from error
 
     def tokenizer(self) -> Tokenizer:

@@ -114,10 +114,18 @@ class Tokenizer:
         """The text of some ids; marks have none."""
         return self._processor.decode([int(i) for i in ids])
 
+    def normalize(self, text: str) -> str:
+        """The text as it is before it is cut into pieces, with U+2581 for a space."""
+        return self._processor.normalize(text)
+
     @functools.cached_property
-    def strange(self) -> np.ndarray:
-        """bool [pieces], the unknown piece and those of lone bytes."""
-        return np.isin(self.kinds, (proto.UNKNOWN, proto.BYTE))
+    def written_bytes(self) -> np.ndarray:
+        """int64 [pieces], the UTF-8 bytes of the normalised text that each piece stands for, of a
+        space one; of the unknown piece 0, since it stands for whatever no other does."""
+        sizes = [len(piece.piece.replace(proto.SPACE, " ").encode()) for piece in self.proto.pieces]
+        return np.select(
+            [self.kinds == proto.UNKNOWN, self.kinds == proto.BYTE], [0, 1], np.array(sizes)
+        )
 
     @functools.cached_property
     def dead(self) -> np.ndarray:

@@ -11,9 +11,10 @@ from matplotlib.ticker import PercentFormatter
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.page import page, paragraph, picture, section, table
 from pangu_tiny.progress import Progress
-from pangu_tiny.tokenizer.counts import Counts, strange_share, strange_text
+from pangu_tiny.tokenizer.counts import Counts
 from pangu_tiny.tokenizer.cut import Cut
 from pangu_tiny.tokenizer.model import Tokenizer
+from pangu_tiny.tokenizer.unknown import unknown_lines
 from pangu_tiny.tokenizer.vocabulary import Vocabulary
 
 _SIZES = (8_000, 16_000, 24_000, 32_000, 48_000, 72_000, 100_000)  # the paper's, and 24k
@@ -79,7 +80,6 @@ def measure(
         "counts": {
             "digest": counts.digest,
             "tokens": int(cut.times.sum()),
-            "strange_share": strange_share(cut.times, big),
             "sources": counts.sources,
         },
         "coverage": _coverage(cut, size),
@@ -123,7 +123,8 @@ def summary(folder: str, found: dict[str, Any]) -> str:
         lines.append("  not measured on text; compress_tokenizer.text gives some")
     if found["huggingface"] is None:
         lines.append(f"  no Hugging Face files: {found['huggingface_refused']}")
-    lines += strange_text("the counted tokens", found["counts"]["strange_share"])
+    for name, source in found["counts"]["sources"].items():
+        lines += unknown_lines(name, source)
     return "\n".join([*lines, f"  report       {folder}/report.html"])
 
 

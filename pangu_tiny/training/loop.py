@@ -35,7 +35,7 @@ from pangu_tiny.training.step import (
     train_step,
 )
 from pangu_tiny.training.watch import Profile, Signals, Watch
-from pangu_tiny.workdir import claim_together, environment, write_atomically
+from pangu_tiny.workdir import claim_together, environment, read_json, write_atomically
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -340,10 +340,15 @@ def _note_hardware(folder: epath.Path, hardware: Hardware, devices: int) -> None
     path = folder / "hardware.json"
     now = {**dataclasses.asdict(hardware), "devices": devices, "processes": processes.count()}
     with processes.alone() as leads:
-        if leads and path.exists():
-            before = json.loads(path.read_text())
-            for name in now:
-                if before.get(name) != now[name]:
-                    say(f"since the last start, {name} changed: {before.get(name)} → {now[name]}")
-        if leads:
-            write_atomically(path, json.dumps(now, indent=2))
+        if not leads:
+            return
+        before = now
+        if path.exists():
+            try:
+                before = read_json(path)
+            except UserError as error:  # it decides nothing, and is written anew
+                say(str(error))
+        for name in now:
+            if before.get(name) != now[name]:
+                say(f"since the last start, {name} changed: {before.get(name)} → {now[name]}")
+        write_atomically(path, json.dumps(now, indent=2))

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from pangu_tiny.errors import UserError
 from pangu_tiny.workdir import write_atomically
 
 PEAK_FLOPS = {
@@ -88,14 +89,27 @@ class MetricsLog:
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
-    """All lines of a run's `metrics.jsonl`."""
+    """All lines of a run's `metrics.jsonl`.
+
+    Raises:
+      UserError: one of them is something else; it is named.
+    """
     return _read_lines(epath.Path(workdir) / "metrics.jsonl")
 
 
 def _read_lines(path: epath.Path) -> list[dict[str, Any]]:
     """The lines of a file; a last one that a kill left unfinished is none."""
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    *lines, _ = path.read_bytes().split(b"\n")
+    return [_parse_line(f"{path}:{number}", line) for number, line in enumerate(lines, start=1)]
+
+
+def _parse_line(place: str, line: bytes) -> dict[str, Any]:
+    try:
+        figures = json.loads(line.decode())
+        int(figures["step"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{place} is damaged: {line!r:.60}; take the line out") from error
+    return figures
 
 
 class RowLosses:
@@ -114,7 +128,9 @@ class RowLosses:
             if path.suffix == ".bin" and _range(path)[1] > start:
                 path.unlink()
 
-    def add(self, step: int, row_ids: np.ndarray, nats: np.ndarray, targets: np.ndarray) -> None:
+    def add(
+        self, step: int | np.ndarray, row_ids: np.ndarray, nats: np.ndarray, targets: np.ndarray
+    ) -> None:
         records = np.empty(len(row_ids), ROW_DTYPE)
         records["step"], records["row"] = step, row_ids
         records["nats"], records["targets"] = nats, targets
@@ -130,7 +146,11 @@ class RowLosses:
 
 def row_loss_files(folder: epath.Path) -> dict[tuple[int, int], epath.Path]:
     """What `RowLosses` wrote below a folder: the files by [first step, first step behind), in
-    order."""
+    order.
+
+    Raises:
+      UserError: a file has another name.
+    """
     place = folder / "row_losses"
     paths = place.iterdir() if place.exists() else ()
     found = {_range(path): path for path in paths if path.suffix == ".bin"}
@@ -138,8 +158,22 @@ def row_loss_files(folder: epath.Path) -> dict[tuple[int, int], epath.Path]:
 
 
 def read_records(path: epath.Path) -> np.ndarray:
-    """The records of one of these files, a structured array of `ROW_DTYPE`."""
-    return np.frombuffer(path.read_bytes(), ROW_DTYPE)
+    """The records of one of these files, a structured array of `ROW_DTYPE`.
+
+    Raises:
+      UserError: it does not hold equally many records for each of its steps.
+    """
+    start, end = _range(path)
+    content = path.read_bytes()
+    each, rest = divmod(len(content), (end - start) * ROW_DTYPE.itemsize)
+    if each and not rest:
+        records = np.frombuffer(content, ROW_DTYPE)
+        if (records["step"] == np.repeat(np.arange(start, end), each)).all():
+            return records
+    raise UserError(
+        f"{path} is damaged: it holds {len(content)} bytes, expected as many records of"
+        f" {ROW_DTYPE.itemsize} bytes for each step from {start} to {end - 1}"
+    )
 
 
 def read_row_losses(workdir: str) -> np.ndarray:
@@ -149,5 +183,7 @@ def read_row_losses(workdir: str) -> np.ndarray:
 
 
 def _range(path: epath.Path) -> tuple[int, int]:
-    start, end = path.stem.split("-")
+    start, _, end = path.stem.partition("-")
+    if not (start.isdecimal() and end.isdecimal() and int(start) < int(end)):
+        raise UserError(f"{path} is not a file of row losses, which are named FIRST-END.bin")
     return int(start), int(end)

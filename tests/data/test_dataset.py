@@ -96,6 +96,10 @@ def test_folders_that_are_no_dataset_are_refused(copy, tmp_path):
     (copy / "dataset.json").write_text(json.dumps(description | {"packing": 99}))
     with pytest.raises(UserError, match="packing rule 99; expected 1: prepare it again"):
         TokenDataset.open(copy)
+    for content, said in (("", "is empty"), (json.dumps(description)[:99], "is not JSON")):
+        (copy / "dataset.json").write_text(content)
+        with pytest.raises(UserError, match=rf"copy/dataset\.json is damaged: it {said}"):
+            TokenDataset.open(copy)
 
 
 def test_unknown_splits_are_refused(dataset):

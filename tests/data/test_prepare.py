@@ -20,6 +20,7 @@ from pangu_tiny.data.prepare import prepare_data
 from pangu_tiny.data.rows import read_marks
 from pangu_tiny.data.text import held_out
 from pangu_tiny.errors import UserError
+from pangu_tiny.tokenizer import proto
 from pangu_tiny.tokenizer.model import Tokenizer, train_tokenizer
 
 RUN = ("environment.json", "config.gin")  # say how a dataset was made, not what it is
@@ -71,8 +72,13 @@ def test_dataset_json_accounts_for_everything(dataset, texts, tokenizer, read_al
         assert counts["tokens"] == sum(tokens)
         assert counts["targets"] == sum(tokens) - len(chosen) == int(marked.weights.sum())
         assert counts["rows"] == len(rows) == sum(shard["rows"] for shard in counts["shards"])
-        assert counts["unknown"] == 0 and 0 < counts["cut_documents"] < len(chosen)
-        for kind in ("rows", "documents", "bytes", "tokens", "targets", "padding"):
+        lone = sum(
+            tokenizer.kinds[i] == proto.BYTE for text in chosen for i in tokenizer.encode(text)
+        )
+        assert counts["unknown_bytes"] == lone and 0 < counts["cut_documents"] < len(chosen)
+        assert counts["normalised_bytes"] == counts["bytes"]
+        kinds = ("rows", "documents", "bytes", "tokens", "targets", "padding")
+        for kind in (*kinds, "normalised_bytes", "unknown_bytes"):
             assert counts[kind] == sum(counts["sources"][name][kind] for name in "ab"), kind
     kept_out = [text.encode() for text in split_texts(texts, "held_out")]
     assert counts["gzip_bytes"] == sum(len(gzip.compress(text, 9)) for text in kept_out)

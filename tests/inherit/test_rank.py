@@ -329,7 +329,7 @@ def test_weights_that_are_not_finite(ranked_shape, ranked_params, tokenizer_of_r
 
 
 def test_damaged_rankings(found, tmp_path):
-    for about, said in (({"layers": []}, "has no teacher"), ([], "has no teacher")):
+    for about, said in (({"layers": []}, "has no 'teacher'"), ([], "holds a list")):
         found["l1"].write(epath.Path(tmp_path))
         (tmp_path / ABOUT).write_text(json.dumps(about))
         with pytest.raises(UserError, match=said):

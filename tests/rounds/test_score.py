@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import pytest
 import tiny_runs
+from etils import epath
 
 from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import batches
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Decoder
-from pangu_tiny.rounds.score import first_round
+from pangu_tiny.rounds.score import _gather, first_round
 from pangu_tiny.rounds.scores import SCORES, Scores
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.training import metrics
@@ -108,7 +109,7 @@ def test_an_interrupted_scoring_goes_on_to_the_same_bits(score, tmp_path, monkey
     add = metrics.RowLosses.add
 
     def stop(self, step, *rest):
-        if step == 64:
+        if step[0] == 64:
             raise Stopped
         add(self, step, *rest)
 
@@ -122,7 +123,7 @@ def test_an_interrupted_scoring_goes_on_to_the_same_bits(score, tmp_path, monkey
     seen = []
 
     def watch(self, step, *rest):
-        seen.append(step)
+        seen.append(step[0])
         add(self, step, *rest)
 
     monkeypatch.setattr(metrics.RowLosses, "add", watch)
@@ -136,7 +137,7 @@ def test_another_machine_may_finish_it(score, tmp_path, monkeypatch, scored):
     add = metrics.RowLosses.add
 
     def stop(self, step, *rest):
-        if step == 60:
+        if step[0] == 60:
             raise KeyboardInterrupt
         add(self, step, *rest)
 
@@ -147,6 +148,32 @@ def test_another_machine_may_finish_it(score, tmp_path, monkeypatch, scored):
     found, expected = score(tmp_path / "scores", batch_size=32), Scores.open(str(scored))
     assert_close(found, expected.nats, expected.targets)
     assert score(tmp_path / "scores", batch_size=8).digest == found.digest
+
+
+def test_losses_that_are_missing_or_damaged_are_named(dataset, trained, tmp_path):
+    """Else units without a loss would have one of 0."""
+    rows, round_ = TokenDataset.open(dataset), first_round(open_checkpoint(trained))
+    losses = metrics.RowLosses(epath.Path(tmp_path), 0)
+    total = round_.units("sequence")
+    for start, end in ((0, 40), (40, 60), (60, total)):
+        places = np.arange(start, end)
+        losses.add(places, places, np.ones(end - start), np.ones(end - start))
+        losses.flush(end)
+
+    def gather():
+        return _gather(epath.Path(tmp_path), rows, round_, "sequence", "model", "float32")
+
+    assert (gather().targets == 1).all()
+    files = metrics.row_loss_files(epath.Path(tmp_path))
+    *_, last = files.values()
+    content = last.read_bytes()
+    last.write_bytes(content[:-24])
+    with pytest.raises(UserError, match=rf"{last.name} is damaged"):
+        gather()
+    last.write_bytes(content)
+    files[40, 60].unlink()
+    with pytest.raises(UserError, match=rf"{last.name} holds .* from 60 on, expected .* from 40"):
+        gather()
 
 
 def test_forgetting_is_drawn_from_what_training_saw(scored, trained, capsys, score, tmp_path):

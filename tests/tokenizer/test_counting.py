@@ -101,7 +101,7 @@ def test_a_dataset_counts_as_its_text_does(counts, count, dataset, tmp_path):
     other = count(None, tmp_path / "w", dataset=dataset.path, tokenizer=None, processes=2)
     for name, entry in counts.sources.items():
         np.testing.assert_array_equal(other.times_by_source[name], counts.times_by_source[name])
-        for kind in ("documents", "bytes", "tokens"):
+        for kind in ("documents", "bytes", "tokens", "normalised_bytes", "unknown_bytes"):
             assert other.sources[name][kind] == entry[kind]
 
 
@@ -147,10 +147,29 @@ def test_wrong_arguments_are_named(count, counts, corpora, dataset, texts, tmp_p
         count(write_jsonl(tmp_path / "e.jsonl", [" ", ""]), tmp_path / "e")
     with pytest.raises(UserError, match=r"has no counts\.json"):
         read_counts(str(tmp_path / "e"), train_tokenizer(texts, 290))
-    for foreign in ('{"a": 1}', "not JSON"):
-        (tmp_path / "e" / "counts.json").write_text(foreign)
-        with pytest.raises(UserError, match="is not what count-tokens writes"):
-            read_counts(str(tmp_path / "e"), train_tokenizer(texts, 290))
+
+
+def test_damaged_counts_are_named(count, corpora, tokenizer, tmp_path):
+    folder = tmp_path / "w"
+    count(corpora, folder)
+    for file, content, said in (
+        ("counts.npy", (folder / "counts.npy").read_bytes()[:-8], r"counts\.npy cannot be read"),
+        ("counts.json", b"", r"counts\.json is damaged: it is empty"),
+        ("counts.json", b'{"a": 1}', r"counts\.json is damaged: it has no 'tokenizer_digest'"),
+    ):
+        whole = (folder / file).read_bytes()
+        (folder / file).write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            read_counts(str(folder), tokenizer)
+        (folder / file).write_bytes(whole)
+    np.save(folder / "counts.npy", np.ones((1, 300), np.int64))
+    with pytest.raises(UserError, match=r"holds \[1, 300\] counts, expected \[2, 300\]"):
+        read_counts(str(folder), tokenizer)
+    (folder / "counts.json").unlink()
+    (folder / "units").mkdir()
+    (folder / "units" / "00000.npz").touch()
+    with pytest.raises(UserError, match=r"00000\.npz cannot be read: .*; remove it"):
+        count(corpora, folder)
 
 
 def test_a_dataset_changed_in_place_is_counted_anew(count, prepare, write_jsonl, texts, tmp_path):
@@ -205,7 +224,7 @@ def test_a_foreign_language_is_warned_of(count, tmp_path, write_jsonl, capsys):
     count(
         write_jsonl(tmp_path / "ru.jsonl", [f"Привет, мир {i}" for i in range(9)]), tmp_path / "w"
     )
-    assert "of the tokens of ru are unknown or lone bytes" in capsys.readouterr().out
+    assert "WARNING: 88.64% of the text of ru is unknown to the" in capsys.readouterr().out
 
 
 def test_a_real_tokenizer_counts_real_text(count, real_data, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from pangu_tiny.errors import UserError
 from pangu_tiny.training import metrics
 
 
@@ -83,3 +84,50 @@ def test_row_losses_are_those_up_to_a_checkpoint(tmp_path):
 def test_no_row_losses_read_as_none(tmp_path):
     metrics.RowLosses(epath.Path(tmp_path), 0)
     assert len(metrics.read_row_losses(str(tmp_path))) == 0
+
+
+@pytest.mark.parametrize("line", ["", "\0\0", "[1]", '{"loss": 1.0}', '{"step": null}', '{"step"'])
+def test_a_damaged_line_of_figures_is_named(tmp_path, line):
+    """But for one without an end, which a kill leaves."""
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(f'{{"step": 0}}\n{line}')
+    assert metrics.read_metrics(str(tmp_path)) == [{"step": 0}]
+    file.write_text(f'{{"step": 0}}\n{line}\n{{"step": 2}}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is damaged: "):
+        metrics.read_metrics(str(tmp_path))
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is damaged: "):
+        metrics.MetricsLog(epath.Path(tmp_path), 3, tensorboard=False)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-1],
+        lambda content: content[: len(content) // 2],  # as many records as steps, of two a step
+        lambda content: content[:-24],
+        lambda content: bytes(len(content)),
+    ],
+)
+def test_damaged_row_losses_are_named(tmp_path, damage):
+    losses = metrics.RowLosses(epath.Path(tmp_path), 0)
+    add(losses, range(4))
+    losses.flush(4)
+    file = tmp_path / "row_losses" / "000000000-000000004.bin"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(UserError, match=r"000000000-000000004\.bin is damaged: "):
+        metrics.read_row_losses(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["4.bin", "0-x.bin", "-4.bin", "4-4.bin", "1-2-3.bin"])
+def test_a_file_among_the_row_losses_is_named(tmp_path, name):
+    """What a kill left of a file that was being written is none of them."""
+    losses = metrics.RowLosses(epath.Path(tmp_path), 0)
+    add(losses, range(2))
+    losses.flush(2)
+    (tmp_path / "row_losses" / ".2-4.bin.0123.tmp").touch()
+    assert read(tmp_path) == records(range(2))
+    (tmp_path / "row_losses" / name).touch()
+    for reading in (metrics.read_row_losses, lambda folder: metrics.RowLosses(folder, 0)):
+        with pytest.raises(UserError, match=f"{name} is not a file of row losses"):
+            reading(epath.Path(tmp_path))
