@@ -1,9 +1,13 @@
-"""What a traced program does: its equations, those of inner programs included."""
+"""What a program does: the equations of one that was traced, those of inner programs included, and
+what devices exchange in one that was cut for a mesh."""
 
 import math
+import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.extend
 
 
@@ -25,3 +29,24 @@ def matmul_flops(jaxpr: Any) -> int:
             shared = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             total += times * 2 * shared * math.prod(equation.outvars[0].aval.shape)
     return total
+
+
+def exchanged(lowered: jax.stages.Lowered, folder: pathlib.Path) -> set[tuple[str, str, int]]:
+    """Every kind of exchange between devices: its name, and dtype and elements of what a device
+    gets, as the partitioner lays it out. Compiled further for a CPU, all would be float32.
+
+    Args:
+      folder: an empty one, for files of the compiler.
+    """
+    lowered.compile(
+        compiler_options={"xla_dump_to": str(folder), "xla_dump_hlo_pass_re": "spmd-partitioning"}
+    )
+    (file,) = folder.glob("*after_spmd-partitioning*.txt")
+    found = re.findall(
+        r" = (\w+)\[([\d,]*)\]\S* (all-gather|all-reduce|reduce-scatter|all-to-all)\(",
+        file.read_text(),
+    )
+    return {
+        (name, dtype, math.prod(map(int, filter(None, sizes.split(",")))))
+        for dtype, sizes, name in found
+    }

@@ -23,7 +23,6 @@ from pangu_tiny.model.attention import attention, lookup, masked_attention
 from pangu_tiny.model.init import apply_scheme, matrix_init
 from pangu_tiny.model.layers import (
     AugmentedShortcut,
-    Dtype,
     FeedForward,
     RMSNorm,
     apply_rope,
@@ -56,6 +55,8 @@ PARAMETER_AXES: dict[str, tuple[str, ...]] = {
 }
 """Name of a parameter → the logical axes that `topology/mesh.py` lays on the mesh."""
 
+Dtype = Any
+
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -80,16 +81,15 @@ class Attention(nn.Module):
     """
 
     shape: ModelShape
-    dtype: Dtype
     backend: str
 
     @nn.compact
     def __call__(self, x_btd, segments_bt, rope, cache):
         d, h, n, k = self.shape.width, self.shape.heads, self.shape.kv_heads, self.shape.head_dim
-        query_dhk = self.param("query", matrix_init, (d, h, k)).astype(self.dtype)
-        key_dnk = self.param("key", matrix_init, (d, n, k)).astype(self.dtype)
-        value_dnk = self.param("value", matrix_init, (d, n, k)).astype(self.dtype)
-        out_hkd = self.param("out", matrix_init, (h, k, d)).astype(self.dtype)
+        query_dhk = self.param("query", matrix_init, (d, h, k))
+        key_dnk = self.param("key", matrix_init, (d, n, k))
+        value_dnk = self.param("value", matrix_init, (d, n, k))
+        out_hkd = self.param("out", matrix_init, (h, k, d))
         q_bthk = constrain(_project(x_btd, query_dhk), "batch", None, "heads", None)
         k_btnk = constrain(_project(x_btd, key_dnk), "batch", None, "kv_heads", None)
         v_btnk = constrain(_project(x_btd, value_dnk), "batch", None, "kv_heads", None)
@@ -102,12 +102,11 @@ class Attention(nn.Module):
         measure(self, "size", lambda: mean_size(_length(mixed_bthk)))
         mixed_btf = mixed_bthk.reshape(*x_btd.shape[:2], h * k)
         measure(self, "gram", lambda: gram(mixed_btf), "grams")
-        return matmul(mixed_btf, out_hkd.reshape(h * k, d)), cache
+        return matmul(mixed_btf, out_hkd), cache
 
 
 def _project(x_btd: jax.Array, kernel_dhk: jax.Array) -> jax.Array:
-    d, h, k = kernel_dhk.shape
-    return matmul(x_btd, kernel_dhk.reshape(d, h * k)).reshape(*x_btd.shape[:2], h, k)
+    return matmul(x_btd, kernel_dhk).reshape(*x_btd.shape[:2], *kernel_dhk.shape[1:])
 
 
 def _length(x: jax.Array) -> jax.Array:
@@ -134,7 +133,6 @@ class Block(nn.Module):
     """
 
     shape: ModelShape
-    dtype: Dtype
     backend: str
 
     @nn.compact
@@ -142,17 +140,15 @@ class Block(nn.Module):
         shape = self.shape
         cache = None if cache is None else (*cache, cache_length)
         normed_btd = RMSNorm(shape.norm_eps, name="attention_norm")(x_btd)
-        mixed_btd, cache = Attention(shape, self.dtype, self.backend, name="attention")(
+        mixed_btd, cache = Attention(shape, self.backend, name="attention")(
             normed_btd, segments_bt, rope, cache
         )
         if shape.bottleneck:
-            mixed_btd += AugmentedShortcut(shape.bottleneck, self.dtype, name="shortcut")(
-                normed_btd
-            )
+            mixed_btd += AugmentedShortcut(shape.bottleneck, name="shortcut")(normed_btd)
         before_btd = x_btd
         x_btd = constrain(x_btd + mixed_btd, "batch", None, None)
         normed_btd = RMSNorm(shape.norm_eps, name="ffn_norm")(x_btd)
-        ffn = FeedForward(shape.ffn_width, shape.series_terms, self.dtype, name="ffn")
+        ffn = FeedForward(shape.ffn_width, shape.series_terms, name="ffn")
         out_btd = constrain(x_btd + ffn(normed_btd), "batch", None, None)
         measure(self, "influence", lambda: 1 - jnp.mean(_cosine(before_btd, out_btd)))
         return out_btd, cache
@@ -216,7 +212,10 @@ class Decoder(nn.Module):
         if positions_bt is None:
             positions_bt = jnp.broadcast_to(start + jnp.arange(t), (b, t))
         table_vd = Embedding(self.shape, name="embedding")()
-        x_btd = constrain(table_vd.astype(self.dtype)[tokens_bt], "batch", None, None)
+        # Cast after the look-up, whose gradient is a sum. Cast while it is still cut as the table is,
+        # so that what devices exchange is in `dtype`.
+        x_btd = constrain(table_vd[tokens_bt].astype(self.dtype), "replica", None, "embed")
+        x_btd = constrain(x_btd, "batch", None, None)
         capacity = t if cache is None else cache.keys.shape[2]
         tables = rope_tables(capacity, self.shape.head_dim, self.shape.rope_theta)
         rope = tuple(table[positions_bt] for table in tables)
@@ -227,7 +226,7 @@ class Decoder(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=self.shape.depth,
             unroll=self.unroll or self.shape.depth,
-        )(self.shape, self.dtype, self.attention, name="blocks")
+        )(self.shape, self.attention, name="blocks")
         layers = None if cache is None else (cache.keys, cache.values)
         x_btd, layers = stack(x_btd, layers, segments_bt, rope, start)
         if not self.shape.tied:

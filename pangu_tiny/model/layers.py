@@ -3,8 +3,8 @@
 Axes: b batch, t position, d width, h heads, k head_dim, f ffn width, n series terms, r bottleneck.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,34 +13,48 @@ from flax import linen as nn
 from pangu_tiny.model.init import matrix_init, series_scale_init
 from pangu_tiny.topology.mesh import constrain
 
-Dtype = Any
-
 
 @jax.custom_vjp
-def matmul(x_nd: jax.Array, kernel_de: jax.Array) -> jax.Array:
-    """x·kernel over the last axis of x, any axes before it, in the dtype of x.
+def matmul(x_nd: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x·kernel, in the dtype of x.
 
-    The gradient is spelled out for the CPU: XLA's fast product there wants two axes, and the one
+    The gradient of x is in the dtype of x too. That of the kernel is summed in the kernel's, which
+    is float32: over positions here, and over the devices that share a batch.
+
+    It is spelled out for the CPU as well: XLA's fast product there wants two axes, and the one
     that it sums over last on the left; left to itself it fuses the transpose of x into whatever
     computes x, which is several times slower than a copy.
+
+    Args:
+      x_nd: any axes before the last.
+      kernel: any axes; the first of them, together d long, are summed over.
+
+    Returns:
+      [n, e], e being the product of the other axes of the kernel.
     """
-    return _product(x_nd, kernel_de)
+    return _product(x_nd, kernel)
 
 
-def _product(x_nd, kernel_de):
-    flat_nd = x_nd.reshape(-1, x_nd.shape[-1])
-    return (flat_nd @ kernel_de).reshape(*x_nd.shape[:-1], kernel_de.shape[-1])
+def _matrix(kernel, x_nd):
+    return kernel.reshape(x_nd.shape[-1], -1).astype(x_nd.dtype)
 
 
-def _matmul_forward(x_nd, kernel_de):  # not by `matmul`, into which no remat policy looks
-    return _product(x_nd, kernel_de), (x_nd, kernel_de)
+def _product(x_nd, kernel):
+    flat_ne = x_nd.reshape(-1, x_nd.shape[-1]) @ _matrix(kernel, x_nd)
+    return flat_ne.reshape(*x_nd.shape[:-1], -1)
+
+
+def _matmul_forward(x_nd, kernel):  # not by `matmul`, into which no remat policy looks
+    return _product(x_nd, kernel), (x_nd, kernel)
 
 
 def _matmul_backward(saved, d_out_ne):
-    x_nd, kernel_de = saved
+    x_nd, kernel = saved
+    flat_nd = x_nd.reshape(-1, x_nd.shape[-1])
     flat_ne = d_out_ne.reshape(-1, d_out_ne.shape[-1])
-    d_x_nd = (flat_ne @ kernel_de.T).reshape(x_nd.shape)
-    return d_x_nd, transposed(x_nd.reshape(-1, x_nd.shape[-1])) @ flat_ne
+    d_x_nd = flat_ne @ _matrix(kernel, x_nd).T
+    d_kernel = jnp.matmul(transposed(flat_nd), flat_ne, preferred_element_type=kernel.dtype)
+    return d_x_nd.reshape(x_nd.shape), d_kernel.reshape(kernel.shape)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -123,13 +137,19 @@ def series_silu(gate_btf: jax.Array, scale_nf: jax.Array, bias_nf: jax.Array) ->
 
     P2 does not state the base activation, nor whether a and b are per channel, nor where the sum
     sits in a SwiGLU: chosen on the gate and per channel, since that is what makes n = 2 as cheap
-    as P2 measures it.
+    as P2 measures it. a ⊙ g + b is taken in the dtype of a and b, and so are their gradients,
+    which are sums over all positions.
     """
     terms = [
-        jax.nn.silu(gate_btf * scale_f + bias_f)
+        jax.nn.silu(_affine(gate_btf, scale_f, bias_f))
         for scale_f, bias_f in zip(scale_nf, bias_nf, strict=True)
     ]
     return sum(terms[1:], terms[0])
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)  # keeps the gate in its own dtype
+def _affine(gate_btf, scale_f, bias_f):
+    return (gate_btf.astype(scale_f.dtype) * scale_f + bias_f).astype(gate_btf.dtype)
 
 
 class FeedForward(nn.Module):
@@ -140,20 +160,19 @@ class FeedForward(nn.Module):
 
     ffn_width: int
     series_terms: int
-    dtype: Dtype
 
     @nn.compact
     def __call__(self, x_btd: jax.Array) -> jax.Array:
         width, inner = x_btd.shape[-1], self.ffn_width
-        gate_df = self.param("gate", matrix_init, (width, inner)).astype(self.dtype)
-        up_df = self.param("up", matrix_init, (width, inner)).astype(self.dtype)
-        down_fd = self.param("down", matrix_init, (inner, width)).astype(self.dtype)
+        gate_df = self.param("gate", matrix_init, (width, inner))
+        up_df = self.param("up", matrix_init, (width, inner))
+        down_fd = self.param("down", matrix_init, (inner, width))
         gate_btf = constrain(matmul(x_btd, gate_df), "batch", None, "ffn")
         up_btf = constrain(matmul(x_btd, up_df), "batch", None, "ffn")
         if self.series_terms > 1:
             terms = (self.series_terms, inner)
-            scale_nf = self.param("series_scale", series_scale_init, terms).astype(self.dtype)
-            bias_nf = self.param("series_bias", nn.initializers.zeros, terms).astype(self.dtype)
+            scale_nf = self.param("series_scale", series_scale_init, terms)
+            bias_nf = self.param("series_bias", nn.initializers.zeros, terms)
             active_btf = series_silu(gate_btf, scale_nf, bias_nf)
         else:
             active_btf = jax.nn.silu(gate_btf)
@@ -174,13 +193,12 @@ class AugmentedShortcut(nn.Module):
     """
 
     bottleneck: int
-    dtype: Dtype
 
     @nn.compact
     def __call__(self, x_btd: jax.Array) -> jax.Array:
         width = x_btd.shape[-1]
         down_dr = self.param("down", matrix_init, (width, self.bottleneck))
         up_rd = self.param("up", nn.initializers.zeros, (self.bottleneck, width))
-        hidden_btr = jax.nn.gelu(matmul(x_btd, down_dr.astype(self.dtype)), approximate=True)
+        hidden_btr = jax.nn.gelu(matmul(x_btd, down_dr), approximate=True)
         measure(self, "size", lambda: mean_size(hidden_btr))
-        return matmul(hidden_btr, up_rd.astype(self.dtype))
+        return matmul(hidden_btr, up_rd)

@@ -18,13 +18,15 @@ AXES = ("data", "fsdp", "tensor")
 
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
+    "replica": ("data",),
     "embed": ("fsdp",),
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "ffn": ("tensor",),
 }
-"""Logical axis → mesh axes. Every other axis is on each device in full."""
+"""Logical axis → mesh axes. Every other axis is on each device in full. replica: the batch, of what
+fsdp cuts along the width."""
 
 
 def make_mesh(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from pangu_tiny.model.layers import transposed
-from pangu_tiny.topology.mesh import RULES, partition_spec
+from pangu_tiny.topology.mesh import RULES, constrain, partition_spec
 
 
 class Loss(NamedTuple):
@@ -55,17 +55,14 @@ def cross_entropy(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _cross_entropy(hidden_btd, kernel_dv, targets_bt, weights_bt, vocab_size, chunk, z_loss):
-    local = functools.partial(
-        _local, vocab_size=vocab_size, chunk=chunk, z_loss=z_loss, gradients=False
-    )
-    return _on_mesh(local, False)(hidden_btd, kernel_dv, targets_bt, weights_bt)
+    inputs = (hidden_btd, kernel_dv, targets_bt, weights_bt)
+    return _on_mesh(inputs, False, vocab_size=vocab_size, chunk=chunk, z_loss=z_loss)
 
 
 def _forward(hidden_btd, kernel_dv, targets_bt, weights_bt, vocab_size, chunk, z_loss):
-    local = functools.partial(
-        _local, vocab_size=vocab_size, chunk=chunk, z_loss=z_loss, gradients=True
-    )
-    total, rows_b, *gradients = _on_mesh(local, True)(hidden_btd, kernel_dv, targets_bt, weights_bt)
+    inputs = (hidden_btd, kernel_dv, targets_bt, weights_bt)
+    settings = {"vocab_size": vocab_size, "chunk": chunk, "z_loss": z_loss}
+    total, rows_b, *gradients = _on_mesh(inputs, True, **settings)
     return (total, rows_b), gradients
 
 
@@ -78,10 +75,15 @@ def _backward(vocab_size, chunk, z_loss, gradients, cotangents):
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _on_mesh(local, gradients):
-    """Runs `local` on each device's part; without a mesh in context, on everything."""
+def _on_mesh(inputs, gradients, **settings):
+    """Runs `_local` on each device's part; without a mesh in context, on everything."""
+    hidden_btd, kernel_dv, *others = inputs
+    # Still cut along d: it is to be gathered in the dtype in which it is used.
+    matrix_dv = constrain(kernel_dv.astype(hidden_btd.dtype), "embed", "vocab")
+    inputs = (hidden_btd, matrix_dv, *others)
+    local = functools.partial(_local, gradients=gradients, **settings)
     if jax.sharding.get_abstract_mesh().empty:
-        return functools.partial(local, batch_axes=(), vocab_axes=())
+        return local(*inputs, batch_axes=(), vocab_axes=())
     rows, hidden = partition_spec(("batch", None)), partition_spec(("batch", None, None))
     outputs = [partition_spec(()), partition_spec(("batch",))]
     if gradients:
@@ -91,12 +93,12 @@ def _on_mesh(local, gradients):
         in_specs=(hidden, partition_spec((None, "vocab")), rows, rows),
         out_specs=tuple(outputs),
         check_vma=False,
-    )
+    )(*inputs)
 
 
 def _local(
     hidden_btd,
-    kernel_dv,
+    matrix_dv,
     targets_bt,
     weights_bt,
     *,
@@ -108,9 +110,8 @@ def _local(
     vocab_axes,
 ):
     b, t, d = hidden_btd.shape
-    v = kernel_dv.shape[1]
+    v = matrix_dv.shape[1]
     dtype = hidden_btd.dtype
-    matrix_dv = kernel_dv.astype(dtype)
     first_id = _position(vocab_axes) * v
     ids_v = first_id + jnp.arange(v)
     length = max(c for c in range(1, t + 1) if t % c == 0 and (c == 1 or b * c <= chunk))
@@ -157,10 +158,10 @@ def _local(
     if not gradients:
         return result
     d_hidden_btd = jnp.swapaxes(rest[0], 0, 1).reshape(b, t, d)
-    for axis in batch_axes:
+    for axis in sorted(batch_axes, key=lambda axis: axis not in RULES["embed"]):
         if axis in RULES["embed"]:
             d_kernel_dv = jax.lax.psum_scatter(d_kernel_dv, axis, tiled=True)
-        else:
+        else:  # last, when there is least to sum
             d_kernel_dv = jax.lax.psum(d_kernel_dv, axis)
     return *result, d_hidden_btd, d_kernel_dv
 

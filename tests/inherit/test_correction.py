@@ -79,7 +79,7 @@ def activations(ranked_params, ranked_shape, rows):
     shape = ranked_shape
     block = jax.tree.map(lambda leaf: leaf[1], ranked_params["blocks"])
     marked = read_marks(np.concatenate(first_batches(rows)), rows.begin_id, rows.end_id)
-    norm, attention = RMSNorm(shape.norm_eps), Attention(shape, jnp.float32, "reference")
+    norm, attention = RMSNorm(shape.norm_eps), Attention(shape, "reference")
     x_btd = ranked_params["embedding"]["table"][marked.inputs]
     tables = rope_tables(marked.inputs.shape[1], shape.head_dim, shape.rope_theta)
     rope = tuple(table[marked.positions] for table in tables)
@@ -90,7 +90,7 @@ def activations(ranked_params, ranked_shape, rows):
         return attention.apply({"params": weights}, normed_btd, marked.segments, rope, None)[0]
 
     heads_btf = attend(jnp.eye(32).reshape(4, 8, 32))  # heads × head_dim is the width
-    shortcut = AugmentedShortcut(shape.bottleneck, jnp.float32)
+    shortcut = AugmentedShortcut(shape.bottleneck)
     x_btd += attend(block["attention"]["out"])
     x_btd += shortcut.apply({"params": block["shortcut"]}, normed_btd)
     ffn, normed_btd = block["ffn"], norm.apply({"params": block["ffn_norm"]}, x_btd)

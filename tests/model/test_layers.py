@@ -86,7 +86,7 @@ def test_feed_forward_formula(terms):
         active = sum(silu(scale * gate + bias) for scale, bias in pairs)
     expected = (active * (x @ weights["up"])) @ weights["down"]
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), {"params": weights})
-    found = FeedForward(10, terms, jnp.float32).apply(params, jnp.asarray(x, jnp.float32))
+    found = FeedForward(10, terms).apply(params, jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
 
 
@@ -96,7 +96,7 @@ def test_augmented_shortcut_formula():
     params = jax.tree.map(
         lambda leaf: jnp.asarray(leaf, jnp.float32), {"params": {"down": down, "up": up}}
     )
-    found = AugmentedShortcut(2, jnp.float32).apply(params, jnp.asarray(x, jnp.float32))
+    found = AugmentedShortcut(2).apply(params, jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -126,9 +126,9 @@ def test_series_activation_is_near_the_plain_model_at_initialisation():
     by about one percent; and by something, or the term could not train."""
     x_btd = jnp.asarray(RANDOM.normal(size=(2, 16, TINY.width)), jnp.float32)
     ffn = jax.tree.map(lambda leaf: leaf[0], draw_params()["blocks"]["ffn"])
-    series = FeedForward(TINY.ffn_width, 2, jnp.float32).apply({"params": ffn}, x_btd)
+    series = FeedForward(TINY.ffn_width, 2).apply({"params": ffn}, x_btd)
     plain = {name: ffn[name] for name in ("gate", "up", "down")}
-    plain = FeedForward(TINY.ffn_width, 1, jnp.float32).apply({"params": plain}, x_btd)
+    plain = FeedForward(TINY.ffn_width, 1).apply({"params": plain}, x_btd)
     change = jnp.linalg.norm(series - plain) / jnp.linalg.norm(plain)
     assert 1e-3 < change < 0.03
 
@@ -159,7 +159,7 @@ def ten_steps():
     """Ten real optimizer steps on the scales of a three-term activation, from given ones."""
     x_bd = jnp.asarray(RANDOM.normal(size=(64, 8)), jnp.float32)
     wanted_bd = jnp.asarray(RANDOM.normal(size=(64, 8)), jnp.float32)
-    layer = FeedForward(16, 3, jnp.float32)
+    layer = FeedForward(16, 3)
     optimizer = Optimizer(learning_rate=1e-2)
     transformation = optimizer.transformation(optimizer.schedule(10, 1))
 
