@@ -14,6 +14,16 @@ from pangu_tiny.training.optimizer import Optimizer
 from pangu_tiny.training.step import TrainState
 
 
+def flip(file: pathlib.Path, place: int | None = None, length: int = 0) -> None:
+    """Flips a bit in the middle of a file, or `length` bytes from `place` on."""
+    content = bytearray(file.read_bytes())
+    if place is None:
+        content[len(content) // 2] ^= 1
+    else:
+        content[place : place + length] = (byte ^ 255 for byte in content[place : place + length])
+    file.write_bytes(content)
+
+
 def write_checkpoint(
     workdir: pathlib.Path,
     shape: ModelShape,

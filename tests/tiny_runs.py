@@ -54,6 +54,7 @@ SETTINGS: dict[str, Any] = {
     "dtype": "float32",
     "log_every": 1,
     "save_every": 5,
+    "keep_every": 5,
     "evaluate_every": 10,
     "tensorboard": False,
 }

@@ -18,15 +18,15 @@ import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
 
+from pangu_tiny.checkpoints import checksums
+from pangu_tiny.checkpoints.checksums import MARK
+from pangu_tiny.checkpoints.quiet import ignore_closed_loops
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import parameter_shapes
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.training.processes import from_first
 from pangu_tiny.workdir import absolute
-
-MARK = "_CHECKPOINT_METADATA"
-"""Orbax's file in the folder of a step; without it, the step is none."""
 
 
 class Checkpoint(NamedTuple):
@@ -111,11 +111,17 @@ class Leaf:
     def __init__(self, folder: epath.Path, name: str, write: bool = False):
         self._where, self.name = f"checkpoint {folder}: {name}", name
         base = str(folder) if "://" in str(folder) else f"file://{folder}"
-        kvstore = {"driver": "ocdbt", "base": base, "path": f"{name.replace('/', '.')}/"}
+        kvstore: Any = f"{base}/{name.replace('/', '.')}/"
         try:
-            self._array = tensorstore.open(
-                {"driver": "zarr", "kvstore": kvstore}, open=True, read=True, write=write
-            ).result()
+            layout = json.loads((folder / "_METADATA").read_text())
+            if layout["use_ocdbt"]:
+                kvstore = {"driver": "ocdbt", "base": base, "path": f"{name.replace('/', '.')}/"}
+            spec = {
+                "driver": "zarr3" if layout["use_zarr3"] else "zarr",
+                "kvstore": kvstore,
+                "fill_missing_data_reads": False,
+            }
+            self._array = tensorstore.open(spec, open=True, read=True, write=write).result()
         except Exception as error:
             raise UserError(f"{self._where} cannot be opened: {reason(error)}") from error
         self.shape: tuple[int, ...] = self._array.shape
@@ -152,6 +158,7 @@ def open_checkpoint(path: str) -> Checkpoint:
     """
     folder = epath.Path(from_first(lambda: os.fspath(_newest(path))))
     try:
+        checksums.check(folder)
         items = restore(folder, about=True, tokenizer=None)
         about = items["about"]
         shape = ModelShape(**about["model"])
@@ -190,7 +197,7 @@ def is_finished(path: epath.Path) -> bool:
 
 def describe(shape: ModelShape, **facts: Any) -> dict[str, Any]:
     """The `about` of a checkpoint."""
-    return json.loads(json.dumps({"format": 1, "model": dataclasses.asdict(shape), **facts}))
+    return json.loads(json.dumps({"format": 2, "model": dataclasses.asdict(shape), **facts}))
 
 
 def restore(path: epath.Path, **items: Any) -> dict[str, Any]:
@@ -200,6 +207,7 @@ def restore(path: epath.Path, **items: Any) -> dict[str, Any]:
     Raises:
       UserError: a leaf is missing, left over, or of another shape or dtype than its target.
     """
+    ignore_closed_loops()
     arguments = {}
     for name, target in items.items():
         if target is True:
@@ -255,8 +263,10 @@ def _with_shardings(shapes: Any, shardings: Any) -> Any:
     )
 
 
-def reason(error: Exception) -> str:
-    """The first line of a library's message, which may be pages long or empty; where it names the
-    file at its start, it names the cause at its end."""
+def reason(error: BaseException) -> str:
+    """The first line of what a library first raised, which may be pages long or empty; where it
+    names the file at its start, it names the cause at its end."""
+    while error.__cause__:
+        error = error.__cause__
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) < 300 else f"{lines[0][:100]} … {lines[0][-200:]}"

@@ -9,7 +9,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from pangu_tiny.checkpoints.read import MARK, Leaf, describe, is_finished, reason
+from pangu_tiny.checkpoints.checksums import MARK, array_handler, write_checksums
+from pangu_tiny.checkpoints.read import Leaf, describe, is_finished, reason
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import parameter_shapes
 from pangu_tiny.model.shape import ModelShape
@@ -77,12 +78,10 @@ def write_parts(
     )
     tokenizer = {"model": np.frombuffer(tokenizer_bytes, np.uint8)}
     about = describe(shape, params_dtype=dtype, step=0, **facts)
-    registry = ocp.type_handlers.create_type_handler_registry(
-        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False))
-    )
     handler = ocp.CompositeCheckpointHandler(
-        params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
-        tokenizer=ocp.StandardCheckpointHandler(),
+        # In OCDBT's layout what is written over would stay on disk beside it.
+        params=array_handler(use_ocdbt=False),
+        tokenizer=array_handler(),
         about=ocp.JsonCheckpointHandler(),
     )
     try:
@@ -91,7 +90,7 @@ def write_parts(
                 partial,
                 ocp.args.Composite(
                     params=ocp.args.PyTreeSave(zeros, chunk_by_layer(zeros)),
-                    tokenizer=ocp.args.StandardSave(tokenizer),
+                    tokenizer=ocp.args.PyTreeSave(tokenizer),
                     about=ocp.args.JsonSave(about),
                 ),
             )
@@ -111,6 +110,7 @@ def write_parts(
         raise
     if missing:
         raise ValueError(f"never written: {sorted(missing, key=str)}")
+    write_checksums(partial)
     # Where renaming is copying (gs://), what was copied half must not pass for a checkpoint.
     mark = (partial / MARK).read_bytes()
     (partial / MARK).unlink()

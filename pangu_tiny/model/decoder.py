@@ -212,8 +212,8 @@ class Decoder(nn.Module):
         if positions_bt is None:
             positions_bt = jnp.broadcast_to(start + jnp.arange(t), (b, t))
         table_vd = Embedding(self.shape, name="embedding")()
-        # Cast after the look-up, whose gradient is a sum. Cast while it is still cut as the table is,
-        # so that what devices exchange is in `dtype`.
+        # Cast after the look-up, whose gradient is a sum, and while it is still cut as the table
+        # is, so that what devices exchange is in `dtype`.
         x_btd = constrain(table_vd[tokens_bt].astype(self.dtype), "replica", None, "embed")
         x_btd = constrain(x_btd, "batch", None, None)
         capacity = t if cache is None else cache.keys.shape[2]

@@ -1,10 +1,6 @@
 """Checkpoints of a training run: written asynchronously by Orbax, kept or dropped, resumed from."""
 
-import logging
-import sys
-import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,13 +8,17 @@ import optax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from pangu_tiny.checkpoints import checksums
+from pangu_tiny.checkpoints.checksums import AboutHandler, array_handler
+from pangu_tiny.checkpoints.quiet import hold_traces, ignore_closed_loops, release_traces
 from pangu_tiny.checkpoints.read import committed_steps, numbered, reason, restore
 from pangu_tiny.checkpoints.write import chunk_by_layer
 from pangu_tiny.errors import UserError
-from pangu_tiny.training.processes import everywhere, from_first, led, say
+from pangu_tiny.training.processes import alone, from_first, gather, led, say
 from pangu_tiny.training.step import TrainState
 
-_ITEMS = ("params", "optimizer", "tokenizer", "about")
+_NEWEST = 2
+"""Checkpoints that are there in any case: one for when the other is damaged."""
 
 
 class Writer:
@@ -28,17 +28,21 @@ class Writer:
       folder: where they go, a folder a step.
       keep_every: steps divisible by it stay for good; of all others only what is among the two
         newest.
+      drop_moments: whether what stays loses the optimizer's state once it is not among the two
+        newest.
     """
 
-    def __init__(self, folder: epath.Path, keep_every: int):
-        _hush()
+    def __init__(
+        self, folder: epath.Path, keep_every: int | None = None, drop_moments: bool = False
+    ):
         policy = ocp.checkpoint_managers
+        kept = [policy.LatestN(n=_NEWEST)]
+        if keep_every:
+            kept.append(policy.EveryNSteps(interval_steps=keep_every))
         options = ocp.CheckpointManagerOptions(
             cleanup_tmp_directories=True,
             single_host_load_and_broadcast=True,
-            preservation_policy=policy.AnyPreservationPolicy(
-                [policy.LatestN(n=2), policy.EveryNSteps(interval_steps=keep_every)]
-            ),
+            preservation_policy=policy.AnyPreservationPolicy(kept),
         )
         self.folder = folder
         with led() as leads:
@@ -48,7 +52,12 @@ class Writer:
                 for step in set(numbered(folder)) - set(committed_steps(folder)):
                     say(f"{folder / str(step)} is no finished checkpoint and is set aside")
                     self._set_aside(step)
-        self._manager = ocp.CheckpointManager(folder, options=options, item_names=_ITEMS)
+        handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        for item in ("params", "optimizer", "tokenizer"):
+            handlers.add(item, ocp.args.PyTreeSave, array_handler())
+        handlers.add("about", ocp.args.JsonSave, AboutHandler())
+        self._manager = ocp.CheckpointManager(folder, options=options, handler_registry=handlers)
+        self._drop_moments = drop_moments
 
     def save(
         self, step: int, state: TrainState, about: dict[str, Any], tokenizer_bytes: bytes
@@ -58,14 +67,17 @@ class Writer:
         Raises:
           UserError: this checkpoint, or the one before it, could not be written.
         """
+        self.wait()
+        hold_traces()
+        ignore_closed_loops()
         try:
             self._manager.save(
                 step,
                 force=True,
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(state.params, chunk_by_layer(state.params)),
-                    optimizer=ocp.args.StandardSave(_beside_params(state)),
-                    tokenizer=ocp.args.StandardSave(
+                    params=ocp.args.PyTreeSave(state.params, chunk_by_layer(state.params)),
+                    optimizer=ocp.args.PyTreeSave(_beside_params(state)),
+                    tokenizer=ocp.args.PyTreeSave(
                         {"model": np.frombuffer(tokenizer_bytes, np.uint8)}
                     ),
                     about=ocp.args.JsonSave(about),
@@ -84,14 +96,19 @@ class Writer:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._failed(error) from error
+        release_traces()
+        with alone() as leads:
+            if leads and self._drop_moments:
+                for step in committed_steps(self.folder)[_NEWEST:]:
+                    checksums.drop_item(self.folder / str(step), "optimizer")
 
     def close(self) -> None:
         self.wait()
         self._manager.close()
 
     def _failed(self, error: Exception) -> UserError:
-        good = committed_steps(self.folder)
-        last = f"the last good one is step {good[0]}" if good else "there is no good one yet"
+        saved = committed_steps(self.folder)
+        last = f"the last that was saved is step {saved[0]}" if saved else "none was saved yet"
         return UserError(
             f"a checkpoint could not be saved in {self.folder}, {last}: {reason(error)}"
         )
@@ -102,49 +119,67 @@ class Writer:
         Newer ones that are damaged are set aside (renamed to STEP.damaged), and said so.
 
         Raises:
-          UserError: a readable checkpoint has another shape or dtype, or none can be read.
+          UserError: a readable checkpoint has another shape or dtype or no moments, or none can be
+            read.
         """
-        damaged = []
+        damaged: dict[int, str] = {}
         for step in from_first(lambda: committed_steps(self.folder)):
-            path = self.folder / str(step)
-            items, why = None, ""
-            try:
-                items = restore(
-                    path,
-                    about=True,
-                    params=target.params,
-                    optimizer=_beside_params(target),
-                    tokenizer=None,
-                )
-            except UserError:
-                raise
-            except Exception as error:
-                why = reason(error)
-            if not everywhere(items is not None):
-                say(f"checkpoint {path} is damaged: {why or 'another process cannot read it'}")
-                damaged.append(step)
+            restored, why = self._restore(step, target)
+            reasons = [other for other in gather(why) if other]
+            if reasons:
+                damaged[step] = reasons[0]
                 continue
             with led() as leads:
-                for unreadable in damaged if leads else ():
-                    self._set_aside(unreadable)
+                for unreadable, why in damaged.items() if leads else ():
+                    aside = self._set_aside(unreadable)
+                    say(
+                        f"checkpoint {self.folder / str(unreadable)} is damaged, renamed to "
+                        f"{aside}, going on from step {step}: {why}"
+                    )
             if damaged:
                 self._manager.reload()
-                say(f"going on from step {step}; damaged checkpoints are renamed to STEP.damaged")
-            beside = items["optimizer"]
-            return TrainState(
-                items["params"], beside["moments"], beside["step"], beside["skipped"]
-            ), items["about"]
+            return restored
         if damaged:
+            reasons = "; ".join(f"{step}: {why}" for step, why in damaged.items())
             raise UserError(
-                f"no checkpoint in {self.folder} can be read, of steps {damaged}; to start anew, "
-                f"remove that folder"
+                f"no checkpoint in {self.folder} can be read ({reasons}); to start anew, remove "
+                f"that folder"
             )
         return None
 
-    def _set_aside(self, step: int) -> None:
+    def _restore(
+        self, step: int, target: TrainState
+    ) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
+        """State and `about` as this process reads them, or None and why it cannot."""
+        path = self.folder / str(step)
+        try:
+            checksums.check(path)
+            if not (path / "optimizer").exists():
+                raise UserError(
+                    f"checkpoint {path} was kept without moments, no run can go on from it; a new "
+                    f"one can start from it, with train.checkpoint = {str(path)!r}"
+                )
+            items = restore(
+                path,
+                about=True,
+                params=target.params,
+                optimizer=_beside_params(target),
+                tokenizer=None,
+            )
+        except UserError:
+            raise
+        except Exception as error:
+            return None, reason(error)
+        beside = items["optimizer"]
+        state = TrainState(items["params"], beside["moments"], beside["step"], beside["skipped"])
+        return (state, items["about"]), ""
+
+    def _set_aside(self, step: int) -> str:
+        """Renames a step's folder, in the first process; returns its new name."""
         names = (f"{step}.damaged{again}" for again in ("", *range(1, 1000)))
         free = next(name for name in names if not (self.folder / name).exists())
         (self.folder / str(step)).rename(self.folder / free)
+        return free
 
 
 def with_moments(state: TrainState, path: epath.Path, target: TrainState) -> TrainState:
@@ -175,24 +210,3 @@ def with_moments(state: TrainState, path: epath.Path, target: TrainState) -> Tra
 
 def _beside_params(state: TrainState) -> dict[str, Any]:
     return {"moments": state.optimizer, "step": state.step, "skipped": state.skipped}
-
-
-def _hush() -> None:
-    """Silences what Orbax's and TensorStore's threads print of a write that fails, a stack trace
-    for every chunk that was under way: `save` or `wait` raises it."""
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    before = sys.unraisablehook
-    if not isinstance(before, _WithoutLoops):
-        sys.unraisablehook = _WithoutLoops(before)
-
-
-class _WithoutLoops(NamedTuple):
-    """A `sys.unraisablehook` that lets pass all but what a write says to a loop that has gone."""
-
-    before: Callable[[Any], None]
-
-    def __call__(self, unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            self.before(unraisable)

@@ -74,6 +74,8 @@ def train(
     evaluate_every: int = 1000,
     evaluate_rows: int | None = 8192,
     save_every: int = 1000,
+    keep_every: int | None = None,
+    drop_moments: bool = False,
     save_minutes: float = 15.0,
     tensorboard: bool = True,
     profile_steps: list[int] | None = None,
@@ -106,12 +108,17 @@ def train(
       seed: of initialisation and order.
       skip_nonfinite: leave out the update of a step whose loss or gradient is not finite, and
         count it, instead of stopping.
-      log_every, evaluate_every, save_every: steps between metrics, held-out losses, checkpoints
-        that stay. A last checkpoint and held-out loss are made at the end in any case.
+      log_every, evaluate_every, save_every: steps between metrics, held-out losses, checkpoints.
+        A last checkpoint and held-out loss are made at the end in any case.
       evaluate_rows: how many held-out rows are scored each time, the same ones, spread evenly over
         the split; None is all, as `evaluate` does it. Bits per byte are then an estimate, see
         `training/held_out.py`. Chosen so that at 1,024 rows a step it costs the work of 3 steps.
-      save_minutes: minutes between temporary checkpoints, of which the newest two are kept.
+      keep_every: steps between checkpoints that stay for good, a multiple of `save_every`. Of all
+        others the newest two are there; None keeps only these, so that a run takes no more room
+        the longer it is.
+      drop_moments: checkpoints that stay lose the moments of Adam, two thirds of their size, once
+        they are not among the newest two. No run can go on from them, but a new one can start.
+      save_minutes: minutes between checkpoints in any case.
       tensorboard: whether to write TensorBoard events.
       profile_steps: [first, last] step to write a JAX profile of, into workdir/profile.
 
@@ -135,6 +142,11 @@ def train(
             raise UserError(f"train.{name} is {value}, expected at least 1")
     if evaluate_rows is not None and evaluate_rows < 1:
         raise UserError(f"train.evaluate_rows is {evaluate_rows}, expected at least 1, or None")
+    if keep_every is not None and (keep_every < 1 or keep_every % save_every):
+        raise UserError(
+            f"train.keep_every is {keep_every}, expected a multiple of train.save_every, "
+            f"{save_every}"
+        )
     if schedule_steps is None:
         schedule_steps = schedule_start + steps
     if schedule_start < 0:
@@ -159,7 +171,7 @@ def train(
     if keep_moments and not (start_from and start_from.has_moments):
         raise UserError(
             "train.keep_moments = True needs a train.checkpoint that has moments, "
-            + ("one that was trained" if start_from else "found none")
+            + ("as training leaves them" if start_from else "found none")
         )
     index = RoundIndex.open(round_index) if round_index else None
     if index:
@@ -198,7 +210,7 @@ def train(
     )
     transformation = optimizer.transformation(schedule)
     with jax.set_mesh(mesh):
-        writer = Writer(folder / "checkpoints", save_every)
+        writer = Writer(folder / "checkpoints", keep_every, drop_moments)
         target = abstract_state(decoder, transformation, mesh)
         if restored := writer.restore_latest(target):
             state = restored[0]

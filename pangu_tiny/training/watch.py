@@ -77,10 +77,11 @@ class Watch:
         metrics = jax.device_get(metrics)
         if not metrics.finite and self._stop_nonfinite:
             writer.wait()
-            good = committed_steps(writer.folder)
+            # One of this very step may hold what the loss came from.
+            good = [saved for saved in committed_steps(writer.folder) if saved < step]
             raise UserError(
                 f"step {step}: loss {metrics.loss} and gradient norm {metrics.gradient_norm} are "
-                f"not finite; the last good checkpoint is "
+                f"not finite; the last checkpoint that finite steps went on from is "
                 f"{writer.folder / str(good[0]) if good else 'none'}; a lower "
                 f"Optimizer.learning_rate, or train.skip_nonfinite=True, may go on from there"
             )

@@ -30,7 +30,7 @@ BINDINGS = {
 
 
 def command(dataset, workdir, steps=STEPS):
-    argv = tiny_runs.command(dataset, "", Hardware(), steps=steps, save_every=2)
+    argv = tiny_runs.command(dataset, "", Hardware(), steps=steps, save_every=2, keep_every=2)
     bindings = {
         **BINDINGS,
         "train_rounds.dataset": dataset,

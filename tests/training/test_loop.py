@@ -188,7 +188,7 @@ def test_a_resumed_run_drops_what_came_later(copy, dataset):
 
 def test_temporary_checkpoints_come_by_time(dataset, tmp_path):
     """With no minutes between them, they come as fast as requests travel; the newest two stay."""
-    run(dataset, tmp_path / "run", save_every=100, save_minutes=0.0)
+    run(dataset, tmp_path / "run", save_every=100, keep_every=None, save_minutes=0.0)
     steps = committed_steps(tmp_path / "run" / "checkpoints")
     assert len(steps) == 2 and steps[0] == STEPS and steps[1] >= STEPS - 3
     files = sorted(path.stem for path in (tmp_path / "run" / "row_losses").iterdir())
@@ -214,14 +214,15 @@ def spoil(workdir, step):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(copy, dataset):
-    """Before it is saved."""
+    """Before it is saved. The checkpoint that the step started from is not called good."""
     back_to(copy, 10)
     spoil(copy, 11)
     with pytest.raises(UserError) as caught:
         run(dataset, copy, save_every=1)
     message = str(caught.value)
     assert message.startswith("step 11: loss nan and gradient norm nan are not finite")
-    assert f"the last good checkpoint is {copy / 'checkpoints' / '11'};" in message
+    good = copy / "checkpoints" / "10"
+    assert f"the last checkpoint that finite steps went on from is {good};" in message
     assert "skip_nonfinite" in message
     assert committed_steps(copy / "checkpoints")[0] == 11
 
@@ -252,6 +253,7 @@ def other(**changes):
         ({"steps": 0}, r"train\.steps is 0"),
         ({"log_every": 0}, r"train\.log_every is 0"),
         ({"save_every": 0}, r"train\.save_every is 0"),
+        ({"keep_every": 7}, r"train\.keep_every is 7, expected a multiple of train\.save_every, 5"),
         ({"evaluate_every": 0}, r"train\.evaluate_every is 0"),
         ({"evaluate_rows": 0}, r"train\.evaluate_rows is 0, expected at least 1, or None"),
         ({"profile_steps": [3]}, r"train\.profile_steps is \[3\], expected \[first, last\]"),
@@ -323,8 +325,12 @@ def test_a_damaged_newest_checkpoint_is_replaced_by_training_on(copy, finished, 
     shutil.rmtree(copy / "checkpoints" / "20" / "optimizer" / "d")
     run(dataset, copy)
     out = capsys.readouterr().out
-    assert f"checkpoint {copy / 'checkpoints' / '20'} is damaged" in out
-    assert "going on from step 15" in out
+    [line] = [line for line in out.splitlines() if "is damaged" in line]
+    damaged = copy / "checkpoints" / "20"
+    assert line.startswith(
+        f"checkpoint {damaged} is damaged, renamed to 20.damaged, going on from "
+    )
+    assert f"step 15: [Errno 2] No such file or directory: '{damaged / 'optimizer' / 'd'}" in line
     found, expected = state_of(copy, STEPS), state_of(finished, STEPS)
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name])
@@ -340,7 +346,7 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(copy, dataset, tmp_path):
     lines = [line for line in log.read_text().splitlines() if "step/s" not in line]
     complaint = lines[-1]
     assert complaint.startswith("pangu-tiny train: a checkpoint could not be saved in ")
-    assert "the last good one is step 10: " in complaint and "File too large" in complaint
+    assert "the last that was saved is step 10: " in complaint and "File too large" in complaint
     assert "Traceback" not in log.read_text() and "Exception" not in log.read_text()
     assert committed_steps(copy / "checkpoints") == [10, 5]
     assert run(dataset, copy).step == STEPS

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoint_files import flip
 from tiny_runs import EIGHT, SETTINGS, command, start_together
 
 from pangu_tiny.checkpoints.read import committed_steps
@@ -68,14 +69,13 @@ def test_one_process_speaks(runs):
 
 @pytest.mark.pods
 def test_two_processes_go_back_together_from_damage(runs, dataset):
-    """A file that only the second process has to read is damaged: both must go back to the step
+    """A bit is flipped in what only the second process has to read: both must go back to the step
     before, and neither may wait for the other in vain."""
     workdir = runs["two"]
-    newest = workdir / "checkpoints" / "20" / "params" / "ocdbt.process_1" / "d"
-    files = list(newest.iterdir()) if newest.exists() else []
+    files = list((workdir / "checkpoints/20/params/ocdbt.process_1/values").iterdir())
     assert files, "the second process wrote nothing"
     for file in files:
-        file.unlink()
+        flip(file)
     assert [child.wait() for child in start_two(dataset, workdir)] == [0, 0]
     log = (workdir.parent / "log0").read_text()
     assert "20 is damaged" in log and "going on from step 15" in log
