@@ -4,7 +4,6 @@ import concurrent.futures
 import itertools
 import os
 import resource
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,7 +15,7 @@ from etils import epath
 from pangu_tiny.data import records, rows
 from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.workdir import read_json, write_atomically
+from pangu_tiny.workdir import read_json
 
 DESCRIPTION = "dataset.json"
 TOKENIZER = "tokenizer.model"
@@ -67,7 +66,27 @@ class TokenDataset:
         """Opens the folder that prepare-data wrote.
 
         Raises:
-          UserError: it is no finished dataset, or a shard is missing or truncated.
+          UserError: it is no finished dataset, a shard is missing or truncated, or it is on gs://,
+            of which nothing can be read row by row.
+        """
+        dataset = cls.described(path)
+        if "://" in dataset.path:
+            raise UserError(
+                f"dataset {path} cannot be read row by row there; mount the bucket (gcsfuse) and "
+                f"give the path below which it then lies"
+            )
+        shards = [shard for split in dataset.splits for shard in dataset._shards(split)]
+        _allow_open_files(len(shards))
+        with concurrent.futures.ThreadPoolExecutor(32) as pool:  # one by one is slow on a mount
+            list(pool.map(dataset._check_size, shards))
+        return dataset
+
+    @classmethod
+    def described(cls, path: str | os.PathLike[str]) -> "TokenDataset":
+        """What a folder's dataset.json says, without a look at the rows.
+
+        Raises:
+          UserError: it is no finished dataset.
         """
         file = epath.Path(path) / DESCRIPTION
         if not file.exists():
@@ -80,12 +99,7 @@ class TokenDataset:
                 f"dataset {path} has packing rule {description.get('packing')};"
                 f" expected {rows.PACKING}: prepare it again"
             )
-        dataset = cls(os.fspath(path), description)
-        shards = [shard for split in dataset.splits for shard in dataset._shards(split)]
-        _allow_open_files(len(shards))
-        with concurrent.futures.ThreadPoolExecutor(32) as pool:  # one by one is slow on gs://
-            list(pool.map(dataset._check_size, shards))
-        return dataset
+        return cls(os.fspath(path), description)
 
     def rows(self, split: str) -> int:
         """The number of rows of a split."""
@@ -190,26 +204,16 @@ class TokenDataset:
             if name not in self._readers:
                 self._check_size(shard)
                 self._readers[name] = array_record_module.ArrayRecordReader(
-                    self._local_file(name), _READER, file_reader_buffer_size=2**15
+                    os.path.join(self.path, name), _READER, file_reader_buffer_size=2**15
                 )
             return self._readers[name]
 
     def _check_size(self, shard: dict[str, Any]) -> None:
-        file = epath.Path(self.path) / shard["file"]
-        if not file.exists():
+        file = os.path.join(self.path, shard["file"])
+        if not os.path.exists(file):
             raise UserError(f"{file} is missing; prepare the dataset again")
-        if (size := file.stat().length) != shard["size"]:
+        if (size := os.path.getsize(file)) != shard["size"]:
             raise UserError(f"{file} has {size} bytes; expected {shard['size']}: it is damaged")
-
-    def _local_file(self, name: str) -> str:
-        """A shard's path, or that of a copy: ArrayRecord reads no gs:// or s3://."""
-        if "://" not in self.path:
-            return os.path.join(self.path, name)
-        cache = epath.Path(tempfile.gettempdir()) / f"pangu_tiny-{self.digest[:16]}"
-        cache.mkdir(parents=True, exist_ok=True)
-        if not (cache / name).exists():
-            write_atomically(cache / name, (epath.Path(self.path) / name).read_bytes())
-        return os.fspath(cache / name)
 
 
 def _allow_open_files(count: int) -> None:

@@ -128,7 +128,7 @@ def prepare_data(
         write_description(folder, names, results, left_out, given, sequence_length)
     if (folder / UNITS).exists():
         (folder / UNITS).rmtree()
-    dataset = TokenDataset.open(workdir)
+    dataset = TokenDataset.described(workdir)
     print(report(dataset))
     return dataset.description
 

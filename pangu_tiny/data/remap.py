@@ -90,7 +90,7 @@ def remap_dataset(
         write_description(folder, old.sources, results, left_out, compact, old.sequence_length)
     if (folder / UNITS).exists():
         (folder / UNITS).rmtree()
-    new = TokenDataset.open(workdir)
+    new = TokenDataset.described(workdir)
     print(report(new))
     return new.description
 

@@ -131,3 +131,11 @@ def test_records_are_those_that_tfds_writes():
         row = np.arange(length).astype("<u2")
         features = records.tfds_features(length, row.dtype)
         assert records.encode_row(row) == features.serialize_example({"ids": row})
+
+
+def test_rows_on_gs_are_refused_before_anything_is_copied(dataset, monkeypatch):
+    """ArrayRecord reads local files only; a mounted bucket is one."""
+    described = TokenDataset(f"gs://bucket/{dataset.path}", dataset.description)
+    monkeypatch.setattr(TokenDataset, "described", classmethod(lambda *_: described))
+    with pytest.raises(UserError, match=r"dataset gs://bucket/d .* mount the bucket \(gcsfuse\)"):
+        TokenDataset.open("gs://bucket/d")

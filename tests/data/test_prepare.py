@@ -23,7 +23,7 @@ from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer import proto
 from pangu_tiny.tokenizer.model import Tokenizer, train_tokenizer
 
-RUN = ("environment.json", "config.gin")  # say how a dataset was made, not what it is
+RUN = (".lock", "environment.json", "config.gin")  # say how a dataset was made, not what it is
 
 
 def content(folder):
