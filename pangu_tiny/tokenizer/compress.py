@@ -11,7 +11,6 @@ The folder that it writes holds
     report.html, report.json    what was won and what was lost; written last
 """
 
-import dataclasses
 import json
 import os
 from typing import Any
@@ -38,7 +37,7 @@ def compress_tokenizer(
     counts: str | list[str],
     tokenizer: str,
     workdir: str,
-    model: ModelShape,
+    model: ModelShape | None = None,
     vocab_size: int | None = None,
     coverage: float | None = None,
     embedding_share: float | None = None,
@@ -55,12 +54,12 @@ def compress_tokenizer(
       tokenizer: the big model file, the one that was counted with.
       workdir: the folder to write, local or gs://.
       model: the shape that the tokenizer is for; its vocab_size plays no part. The report says
-        what the cut saves there.
+        what the cut saves there; without a shape it leaves that out.
       vocab_size: the number of ids that are emitted; or
       coverage: the share of the counted tokens that the kept ids make up (the paper: 0.9786 at
         48,000); the smallest such size is taken; or
       embedding_share: the share of the model's parameters in embedding and head that is not
-        passed (the paper: 0.18); the largest such size is taken.
+        passed (the paper: 0.18), which needs `model`; the largest such size is taken.
       method: "flow" leaves no dead piece; "unused" keeps what went as unused pieces, for the
         shortest text; "paper" is the published rule, which kills frequent pieces.
       keep: pieces that must stay, beside marks, bytes, user-defined ones and the space.
@@ -89,7 +88,7 @@ def compress_tokenizer(
         "size": size,
         "method": method,
         "keep": sorted(keep or []),
-        "model": {k: v for k, v in dataclasses.asdict(model).items() if k != "vocab_size"},
+        "model": model and {k: v for k, v in vars(model).items() if k != "vocab_size"},
         "text": {name: report.digest(found) for name, found in texts.items()},
     }
     folder = claim(workdir, "compress-tokenizer", identity)
@@ -110,7 +109,7 @@ def compress_tokenizer(
 
 def _size(
     cut: Cut,
-    model: ModelShape,
+    model: ModelShape | None,
     vocab_size: int | None,
     coverage: float | None,
     embedding_share: float | None,
@@ -139,6 +138,10 @@ def _size(
         raise UserError(f"compress_tokenizer.{given[0]} is {value}; expected between 0 and 1")
     if coverage is not None:
         return smallest + int(np.argmax(cut.coverage() >= coverage))
+    if model is None:
+        raise UserError(
+            "compress_tokenizer.embedding_share is of a model's parameters: bind ModelShape.*"
+        )
     low, high = smallest, largest  # the share grows with the size
     if report.embedding_share(model, low) > embedding_share:
         raise UserError(

@@ -43,7 +43,7 @@ def measure(
     size: int,
     counts: Counts,
     texts: dict[str, list[str]],
-    model: ModelShape,
+    model: ModelShape | None,
 ) -> dict[str, Any]:
     """All figures of the report.
 
@@ -53,17 +53,17 @@ def measure(
       compact: the result, of `size` pieces.
       counts: what the cut was decided by.
       texts: held-out documents by source; may be empty.
-      model: the shape that the tokenizer is for.
+      model: the shape that the tokenizer is for; without one, no figures of parameters.
     """
     big = cut.tokenizer
     before = {name: _tokens(big, found) for name, found in texts.items()}
     after = {name: _tokens(compact, found) for name, found in texts.items()}
-    whole, sized = (dataclasses.replace(model, vocab_size=n) for n in (big.vocab_size, size))
     sizes = sorted({n for n in (*_SIZES, size) if cut.smallest <= n <= big.vocab_size})
     trade_off = []
     with Progress("measuring", 2 * len(sizes), "tokenizer") as progress:
         for n in sizes:
-            row = _at_equal_parameters(sized, n) | {"coverage": _coverage(cut, n)}
+            row = {"size": n, "coverage": _coverage(cut, n)}
+            row |= _at_equal_parameters(model, size, n) if model else {}
             for name, other in {"this": cut, "paper": paper}.items():
                 tokenizer = other.compact(n) if n >= other.smallest else None
                 row |= {
@@ -92,12 +92,7 @@ def measure(
             }
             for name, found in texts.items()
         },
-        "parameters": {
-            "before": whole.parameters,
-            "after": sized.parameters,
-            "share_before": embedding_share(model, big.vocab_size),
-            "share_after": embedding_share(model, size),
-        },
+        **({"parameters": _parameters(model, big.vocab_size, size)} if model else {}),
         "trade_off": trade_off,
         "lost": _lost(cut, compact, size),
     }
@@ -105,15 +100,17 @@ def measure(
 
 def summary(folder: str, found: dict[str, Any]) -> str:
     """The report in a few lines."""
-    parameters = found["parameters"]
     lines = [
         f"tokenizer {folder}/tokenizer.model: {found['tokenizer']['size']:,} →"
         f" {found['size']:,} pieces by {found['method']}, digest {found['compact']['digest'][:12]}",
         f"  coverage     {found['coverage']:.2%} of {found['counts']['tokens']:,} counted tokens",
         f"  dead pieces  {found['tokenizer']['dead']:,} → {found['compact']['dead']:,}",
-        f"  parameters   {parameters['before'] / 1e6:,.1f}M → {parameters['after'] / 1e6:,.1f}M,"
-        f" embedding and head {parameters['share_before']:.1%} → {parameters['share_after']:.1%}",
     ]
+    if of := found.get("parameters"):
+        lines.append(
+            f"  parameters   {of['before'] / 1e6:,.1f}M → {of['after'] / 1e6:,.1f}M,"
+            f" embedding and head {of['share_before']:.1%} → {of['share_after']:.1%}"
+        )
     for name, entry in found["held_out"].items():
         lines.append(
             f"  {name:<12} {_per_token(entry, 'before')} → {_per_token(entry, 'after')} bytes a"
@@ -130,16 +127,19 @@ def summary(folder: str, found: dict[str, Any]) -> str:
 
 def page_of(found: dict[str, Any], cut: Cut) -> str:
     """The report as one HTML page."""
-    parameters = found["parameters"]
+    parameters = found.get("parameters")
     facts = {
         "pieces": f"{found['tokenizer']['size']:,} → {found['size']:,}",
         "method": found["method"],
         "coverage": f"{found['coverage']:.3%} of {found['counts']['tokens']:,} counted tokens",
         "dead pieces": f"{found['tokenizer']['dead']:,} → {found['compact']['dead']:,}",
-        "parameters": f"{parameters['before']:,} → {parameters['after']:,}",
-        "embedding and head": f"{parameters['share_before']:.2%} →"
-        f" {parameters['share_after']:.2%} of them",
     }
+    if parameters:
+        facts |= {
+            "parameters": f"{parameters['before']:,} → {parameters['after']:,}",
+            "embedding and head": f"{parameters['share_before']:.2%} →"
+            f" {parameters['share_after']:.2%} of them",
+        }
     sections = [table(facts.items())]
     if found["held_out"]:
         sections.append(
@@ -164,16 +164,20 @@ def page_of(found: dict[str, Any], cut: Cut) -> str:
         section(
             "Sizes",
             paragraph(
-                "How deep a model of the same width and the same number of parameters can be with"
-                " a vocabulary of each size, and what the smaller vocabulary costs in tokens"
-                " (held out, against the whole tokenizer), by this method and by deleting what is"
-                " rare, as the paper does."
+                "What a vocabulary of each size costs in tokens (held out, against the whole"
+                " tokenizer), by this method and by deleting what is rare, as the paper does"
+                + (
+                    "; and how deep a model of the same width and the same number of parameters"
+                    " can be with it."
+                    if parameters
+                    else "."
+                )
             ),
             table(
                 (_trade_off_line(row, found) for row in found["trade_off"]),
                 (
-                    "pieces", "coverage", "depth", "embedding and head", "tokens", "dead",
-                    "paper: tokens", "dead",
+                    "pieces", "coverage", *(["depth", "embedding and head"] if parameters else []),
+                    "tokens", "dead", "paper: tokens", "dead",
                 ),
             ),
             picture(_plot(found, cut), "coverage and tokens by size"),
@@ -199,12 +203,9 @@ def _trade_off_line(row: dict[str, Any], found: dict[str, Any]) -> list[str]:
     def increase(tokens: int | None) -> str:
         return f"{tokens / before - 1:+.3%}" if tokens else "–"
 
-    cells = [
-        f"{row['size']:,}",
-        f"{row['coverage']:.2%}",
-        f"{row['depth']}",
-        f"{row['share']:.1%}",
-    ]
+    cells = [f"{row['size']:,}", f"{row['coverage']:.2%}"]
+    if "parameters" in found:
+        cells += [f"{row['depth']}", f"{row['share']:.1%}"]
     for name in ("this", "paper"):
         dead = row[f"{name}_dead"]
         cells += [increase(row[f"{name}_tokens"]), "–" if dead is None else f"{dead:,}"]
@@ -242,17 +243,27 @@ def _plot(found: dict[str, Any], cut: Cut) -> Figure:
     return figure
 
 
-def _at_equal_parameters(model: ModelShape, size: int) -> dict[str, Any]:
-    """The depth at which `size` pieces make as many parameters as the model has."""
-    block = dataclasses.replace(model, depth=model.depth + 1).parameters - model.parameters
-    other = dataclasses.replace(model, vocab_size=size)
-    depth = max(1, model.depth + round((model.parameters - other.parameters) / block))
-    sized = dataclasses.replace(other, depth=depth)
+def _parameters(model: ModelShape, before: int, after: int) -> dict[str, Any]:
+    """Of the model with a vocabulary of each size."""
+    whole, sized = (dataclasses.replace(model, vocab_size=n) for n in (before, after))
     return {
-        "size": size,
+        "before": whole.parameters,
+        "after": sized.parameters,
+        "share_before": embedding_share(model, before),
+        "share_after": embedding_share(model, after),
+    }
+
+
+def _at_equal_parameters(model: ModelShape, size: int, other: int) -> dict[str, Any]:
+    """The depth at which `other` pieces make as many parameters as the model has with `size`."""
+    sized, resized = (dataclasses.replace(model, vocab_size=n) for n in (size, other))
+    block = dataclasses.replace(model, depth=model.depth + 1).parameters - model.parameters
+    depth = max(1, model.depth + round((sized.parameters - resized.parameters) / block))
+    deep = dataclasses.replace(resized, depth=depth)
+    return {
         "depth": depth,
-        "parameters": sized.parameters,
-        "share": embedding_share(sized, size),
+        "parameters": deep.parameters,
+        "share": embedding_share(deep, other),
     }
 
 

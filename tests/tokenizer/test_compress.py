@@ -228,6 +228,28 @@ def test_other_targets(compress, tmp_path, big, big_counts, target):
         assert shares[0] <= 0.2 < shares[1]
 
 
+def test_without_a_shape_the_report_says_nothing_of_parameters(compress, tmp_path, capsys):
+    """The tokenizer and all other figures are the same; a share of nothing cannot be a target."""
+    found, compact = compress(tmp_path / "a", vocab_size=400)
+    capsys.readouterr()
+    bare, same = compress(tmp_path / "b", vocab_size=400, model=None)
+    assert same.digest == compact.digest
+    for row, entry in zip(bare["trade_off"], found["trade_off"], strict=True):
+        assert row == {name: x for name, x in entry.items() if name in row}
+        assert entry.keys() - row.keys() == {"depth", "parameters", "share"}
+    assert found.keys() - bare.keys() == {"parameters"}
+    whole, page = ((tmp_path / name / "report.html").read_text() for name in "ab")
+    said = capsys.readouterr().out
+    shares = [f"{row['share']:.1%}<" for row in found["trade_off"]]
+    for word in ("parameters", "embedding and head", "depth", *shares):
+        assert word in whole
+        assert word not in page and word not in said
+    with pytest.raises(UserError, match=r"embedding_share is of a model's .* bind ModelShape"):
+        compress(tmp_path / "c", embedding_share=0.2, model=None)
+    with pytest.raises(UserError, match="holds another run: model is None there"):
+        compress(tmp_path / "b", vocab_size=400)
+
+
 def test_named_pieces_stay(compress, tmp_path, big):
     _, without = compress(tmp_path / "a", vocab_size=300)
     kept = {without.piece(i) for i in range(300)}
