@@ -39,6 +39,8 @@ def write_checkpoint(
     about = describe(
         shape,
         identity={"tokenizer": tokenizer.digest},
+        begin_id=tokenizer.begin_id,
+        end_id=tokenizer.end_id,
         sequence_length=sequence_length,
         step=1,
     )

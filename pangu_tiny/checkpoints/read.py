@@ -25,6 +25,8 @@ from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import parameter_shapes
 from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.tokenizer.model import Tokenizer
+from pangu_tiny.tokenizer.tokenizer_json import TokenizerJson
 from pangu_tiny.training.processes import from_first
 from pangu_tiny.workdir import absolute
 
@@ -58,6 +60,35 @@ class Checkpoint(NamedTuple):
         """Whether the optimizer's state lies beside the parameters, as training leaves it."""
         return (self.path / "optimizer").exists()
 
+    @property
+    def has_whole_vocabulary(self) -> bool:
+        """Whether its tokenizer is a tokenizer.json, which import-hf stores where it leaves a
+        vocabulary whole; no SentencePiece model begins with a brace."""
+        return self.tokenizer_bytes.lstrip().startswith(b"{")
+
+    def tokenizer(self) -> Tokenizer | TokenizerJson:
+        """What makes ids of text and text of ids.
+
+        Raises:
+          UserError: it cannot be used; names the checkpoint and the reason.
+        """
+        kind = TokenizerJson if self.has_whole_vocabulary else Tokenizer
+        return kind(self.tokenizer_bytes, f"of checkpoint {self.path}")
+
+    def sentencepiece(self) -> Tokenizer:
+        """The tokenizer, for what can be done with a SentencePiece model alone.
+
+        Raises:
+          UserError: there is none; names the checkpoint and the reason.
+        """
+        if self.has_whole_vocabulary:
+            raise UserError(
+                f"checkpoint {self.path} was imported with its vocabulary whole"
+                " (import_hf.whole_vocabulary): its tokenizer is a tokenizer.json, expected a"
+                " SentencePiece model"
+            )
+        return self.tokenizer()
+
     def check_rows(self, rows: TokenDataset) -> None:
         """Refuses rows of another tokenizer, or of another length than it was trained on; where it
         was imported or cut and not trained since, shorter ones will do.
@@ -67,6 +98,7 @@ class Checkpoint(NamedTuple):
         """
         tokenizer, allowed = self.about["identity"]["tokenizer"], self.about["sequence_length"]
         if rows.tokenizer_digest != tokenizer:
+            self.sentencepiece()  # without one, no text can be prepared in its ids
             raise UserError(
                 f"dataset {rows.path} was made with tokenizer {rows.tokenizer_digest[:12]}, "
                 f"checkpoint {self.path} reads {tokenizer[:12]}: prepare the text in its own ids"

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pangu_tiny.checkpoints.read import open_checkpoint
+from pangu_tiny.checkpoints.read import Checkpoint, open_checkpoint
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Cache, Decoder, empty_cache, project
 from pangu_tiny.tokenizer.model import Tokenizer
+from pangu_tiny.tokenizer.tokenizer_json import TokenizerJson
 from pangu_tiny.workdir import claim, write_atomically
 
 _CACHE_MULTIPLE = 64  # so that prompts of about the same length share a compiled step
@@ -49,10 +50,19 @@ def generate(
     """
     if tokens < 0:
         raise UserError(f"generate.tokens is {tokens}, expected 0 or more")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"generate.seed is {seed}, expected from 0 to 2**32 - 1")
     check_sampling(temperature, top_k, top_p)
     opened = open_checkpoint(checkpoint)
-    tokenizer = Tokenizer(opened.tokenizer_bytes)
-    ids = [tokenizer.begin_id, *tokenizer.encode(prompt)]
+    tokenizer = opened.tokenizer()
+    begin_id, end_id = opened.about["begin_id"], opened.about["end_id"]
+    begin = [] if begin_id is None else [begin_id]
+    ids = begin + _encode(tokenizer, prompt, opened)
+    if not ids:
+        raise UserError(
+            f"generate.prompt is empty and checkpoint {opened.path} has no begin mark: expected"
+            " some text"
+        )
     longest = opened.about["sequence_length"]
     if len(ids) + tokens > longest:
         raise UserError(
@@ -71,14 +81,15 @@ def generate(
         ids,
         tokens,
         **settings,
-        end_id=tokenizer.end_id,
-        vocab_size=tokenizer.vocab_size,
+        end_id=end_id,
+        vocab_size=min(tokenizer.vocab_size, opened.shape.vocab_size),
     )
-    text, shown = prompt, tokenizer.decode(ids[1:])  # not the prompt where a normaliser changed it
+    # The prompt as it was given, and as it decodes, which differ where a normaliser changed it.
+    text, shown = prompt, tokenizer.decode(ids[len(begin) :])
     print(prompt, end="", flush=True)
     for token in drawn:
         ids.append(token)
-        longer = tokenizer.decode(ids[1:])
+        longer = tokenizer.decode(ids[len(begin) :])
         if not longer.endswith("\N{REPLACEMENT CHARACTER}"):  # the bytes of a character still come
             print(longer[len(shown) :], end="", flush=True)
             text, shown = text + longer[len(shown) :], longer
@@ -86,6 +97,21 @@ def generate(
     if workdir is not None:
         write_atomically(folder / "generated.txt", text)
     return text
+
+
+def _encode(tokenizer: Tokenizer | TokenizerJson, prompt: str, opened: Checkpoint) -> list[int]:
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"generate.prompt {prompt!r} is not text: {error}") from error
+    ids = tokenizer.encode(prompt)
+    rows = opened.shape.vocab_size
+    if (largest := max(ids, default=0)) >= rows:
+        raise UserError(
+            f"checkpoint {opened.path} has {rows:,} ids, but its tokenizer makes id {largest:,} of"
+            " generate.prompt: it is another model's, expected its own"
+        )
+    return ids
 
 
 def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
@@ -169,6 +195,6 @@ def draw(
     before_v = jnp.cumsum(jax.nn.softmax(ranked_v)) - jax.nn.softmax(ranked_v)
     kept_v = before_v < top_p
     if top_k:
-        kept_v &= jnp.arange(len(ranked_v)) < top_k
+        kept_v &= jnp.arange(len(ranked_v)) < min(top_k, len(ranked_v))
     kept_v = kept_v.at[0].set(True)
     return order_v[jax.random.categorical(key, jnp.where(kept_v, ranked_v, -jnp.inf))]

@@ -25,7 +25,6 @@ from pangu_tiny.inherit.layers import LayerChoice
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.tokenizer.counts import read_counts
 from pangu_tiny.tokenizer.cut import IdMap
-from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.workdir import absolute, claim, environment, write_atomically
 
 TIES = ("embedding", "head")
@@ -145,7 +144,7 @@ def inherit(
     if new_rows == "counted":
         if counts is None:
             raise UserError("inherit.new_rows = 'counted' needs inherit.counts")
-        times = read_counts(counts, Tokenizer(opened.tokenizer_bytes)).times
+        times = read_counts(counts, opened.sentencepiece()).times
     text = cut_list.to_json()
     identity = {
         "teacher": opened.digest,
@@ -251,6 +250,7 @@ def _read_tokenizer(opened: Checkpoint, folder: str | None) -> _Tokenizer:
         )
     id_map = IdMap.open(folder)
     if id_map.old_digest != about["identity"]["tokenizer"]:
+        opened.sentencepiece()  # without one, no tokenizer was cut out of its own
         raise UserError(
             f"tokenizer {folder} was cut out of {str(id_map.old_digest)[:12]}, teacher "
             f"{opened.path} has {str(about['identity']['tokenizer'])[:12]}"

@@ -4,19 +4,23 @@ import dataclasses
 import io
 import itertools
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import sentencepiece
+import tokenizers
 from checkpoint_files import write_checkpoint
 from shapes import TINY, random_params
 
+from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.errors import UserError
 from pangu_tiny.evaluation.generate import check_sampling, draw, generate, sample
 from pangu_tiny.model.decoder import Decoder, logits
 from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.tokenizer import huggingface
 from pangu_tiny.tokenizer.model import Tokenizer
 
 PROBABILITIES = np.array([0.05, 0.4, 0.1, 0.15, 0.3])
@@ -36,7 +40,7 @@ def frequencies(temperature=1.0, top_k=0, top_p=1.0, values=LOGITS):
         ({}, [0, 1, 2, 3, 4]),
         ({"top_k": 1}, [1]),
         ({"top_k": 2}, [1, 4]),
-        ({"top_k": 99}, [0, 1, 2, 3, 4]),
+        ({"top_k": 10**30}, [0, 1, 2, 3, 4]),
         ({"top_p": 0.39}, [1]),
         ({"top_p": 0.41}, [1, 4]),  # the fewest that reach 0.41: 0.4 alone does not
         ({"top_p": 0.71}, [1, 3, 4]),
@@ -179,6 +183,64 @@ def test_text_is_printed_as_it_comes_in_whole_characters(speaking, monkeypatch):
     assert terminal.getvalue() == "aéb中\n" and text == "aéb中"
 
 
+def byte_level(*added):
+    """A tokenizer.json of the kind that LLaMA-3 has: all bytes, then what is added."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: place for place, letter in enumerate(letters)}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens(list(added))
+    return made
+
+
+def write_whole(folder, made, ids, begin_id, end_id):
+    """A checkpoint whose tokenizer is a tokenizer.json, and which follows each of `ids` by the
+    next."""
+    made.enable_truncation(2)  # as it is saved by those who shortened texts with it
+    content = made.to_str().encode()
+    tokenizer = SimpleNamespace(digest="w", model_bytes=content, begin_id=begin_id, end_id=end_id)
+    return write_checkpoint(folder, *parrot(ids), tokenizer, sequence_length=32)
+
+
+def test_through_a_tokenizer_json(tmp_path, monkeypatch):
+    """As through SentencePiece: in whole characters, up to the end mark of the checkpoint; marks
+    in the prompt are marks."""
+    made = byte_level("<end>", *(f"<{n}>" for n in range(257, 302)))
+    end = made.token_to_id("<end>")
+    ids = [*made.encode("aéb中").ids, end, *made.encode("k<301>").ids]
+    checkpoint = write_whole(tmp_path, made, ids, begin_id=None, end_id=end)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert generate(checkpoint, "<299>bxa", tokens=20, temperature=0.0) == "<299>bxaéb中"
+    assert terminal.shown == ["<299>bxa", "é", "b", "中"]
+    assert generate(checkpoint, "xa", tokens=2, temperature=0.0) == "xaé"
+    # Ids that the model does not have are never drawn: "<301>" would be no text.
+    assert generate(checkpoint, "k", tokens=1, temperature=0.0) != "k"
+    for prompt, said in (
+        ("<300>", r"checkpoint .* has 300 ids, but its tokenizer makes id 300 of generate.prompt"),
+        ("", "generate.prompt is empty and checkpoint .* has no begin mark"),
+        ("\udcff", r"generate.prompt '\\udcff' is not text"),
+    ):
+        with pytest.raises(UserError, match=said):
+            generate(checkpoint, prompt, tokens=1)
+
+
+def test_byte_fallback_in_a_tokenizer_json(tmp_path, monkeypatch):
+    """What import-hf stores of a LLaMA-2 whose vocabulary is left whole."""
+    tokenizer = train_sentencepiece(
+        normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False
+    )
+    made = tokenizers.Tokenizer.from_str(huggingface.export(tokenizer)["tokenizer.json"])
+    ids = [*tokenizer.encode("aéb中"), tokenizer.end_id]
+    checkpoint = write_whole(tmp_path, made, ids, tokenizer.begin_id, tokenizer.end_id)
+    assert open_checkpoint(checkpoint).tokenizer().encode("aé") == tokenizer.encode("aé")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert generate(checkpoint, "a", tokens=20, temperature=0.0) == "aéb中"
+    assert terminal.shown == ["a", "é", "b", "中"]
+
+
 def test_a_character_that_is_never_finished_is_left_out(speaking, capsys):
     assert generate(speaking, "a", tokens=5, temperature=0.0) == "aéb"
     assert capsys.readouterr().out == "aéb\n"
@@ -205,6 +267,12 @@ def test_more_tokens_than_the_model_has_seen_are_refused(speaking, tokens, fits)
         return
     with pytest.raises(UserError, match=f"generate.tokens is {tokens}"):
         generate(speaking, "a", tokens=tokens)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**70])
+def test_a_seed_that_is_none_is_refused(seed):
+    with pytest.raises(UserError, match=rf"generate.seed is {seed}, expected from 0"):
+        generate("nowhere", seed=seed)
 
 
 def test_no_tokens_is_the_prompt(speaking):

@@ -122,6 +122,18 @@ def test_a_foreign_map_is_refused(made, small, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+def test_a_vocabulary_left_whole_goes_with_no_other(made, shape, small, tmp_path):
+    folder, params, _ = made
+    teacher = save(tmp_path / "teacher", shape, params, tokenizer=("w", b"{}"))
+    choice, whole = LayerChoice(), dataclasses.replace(shape, series_terms=2)
+    for settings in (
+        {"tokenizer": str(folder / "tokenizer")},
+        {"new_rows": "counted", "counts": str(folder / "counts")},
+    ):
+        with pytest.raises(UserError, match=r"checkpoint .* was imported with its vocabulary whol"):
+            inherit(teacher, str(tmp_path / "no"), choice, whole, **settings)
+
+
 def test_a_list_goes_with_its_tokenizer(made, small, tmp_path):
     folder, _, _ = made
     cut(folder, tmp_path / "list", small, cuts_only=True)

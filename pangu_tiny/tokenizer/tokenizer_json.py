@@ -1,0 +1,60 @@
+"""A tokenizer.json of Hugging Face, for a model whose vocabulary was left whole."""
+
+from collections.abc import Sequence
+
+from pangu_tiny.errors import UserError
+
+
+class TokenizerJson:
+    """Text to ids and back, by the library `tokenizers`.
+
+    Attributes:
+      name: where it was read from, for messages.
+
+    Raises:
+      UserError: the library is not installed, or cannot read the file.
+    """
+
+    def __init__(self, content: bytes, name: str):
+        self.name = name
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise UserError(
+                f"tokenizer {name} is a tokenizer.json, which needs tokenizers:"
+                " pip install 'pangu_tiny[hf]'"
+            ) from error
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+        except Exception as error:  # the library has no type of its own for its errors
+            raise UserError(
+                f"tokenizer {name} is not a tokenizer.json (tokenizers: {_line(error)})"
+            ) from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids that a model has to know: every id that is emitted is below it."""
+        return max(self._tokenizer.get_vocab().values(), default=-1) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without marks, unless these are spelt out in it.
+
+        Raises:
+          UserError: there are none for it.
+        """
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:
+            raise UserError(
+                f"tokenizer {self.name} cannot encode {text!r} (tokenizers: {_line(error)})"
+            ) from error
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids; marks have none."""
+        return self._tokenizer.decode([int(i) for i in ids])
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
