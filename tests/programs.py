@@ -36,6 +36,7 @@ def exchanged(lowered: jax.stages.Lowered, folder: pathlib.Path) -> set[tuple[st
     gets, as the partitioner lays it out. Compiled further for a CPU, all would be float32.
 
     Args:
+      lowered: not compiled before, else the cache of `conftest.py` has it.
       folder: an empty one, for files of the compiler.
     """
     lowered.compile(

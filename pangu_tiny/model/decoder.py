@@ -211,10 +211,7 @@ class Decoder(nn.Module):
             segments_bt = jnp.ones((b, t), jnp.int32)
         if positions_bt is None:
             positions_bt = jnp.broadcast_to(start + jnp.arange(t), (b, t))
-        table_vd = Embedding(self.shape, name="embedding")()
-        # Cast after the look-up, whose gradient is a sum, and while it is still cut as the table
-        # is, so that what devices exchange is in `dtype`.
-        x_btd = constrain(table_vd[tokens_bt].astype(self.dtype), "replica", None, "embed")
+        x_btd = Embedding(self.shape, self.dtype, name="embedding")(tokens_bt)
         x_btd = constrain(x_btd, "batch", None, None)
         capacity = t if cache is None else cache.keys.shape[2]
         tables = rope_tables(capacity, self.shape.head_dim, self.shape.rope_theta)
@@ -236,11 +233,16 @@ class Decoder(nn.Module):
 
 
 class Embedding(nn.Module):
+    """Ids to rows of the table in `dtype`. Cast after the look-up, so that the gradient of a row is
+    summed in float32, and while cut as the table is, so that devices exchange what is cast."""
+
     shape: ModelShape
+    dtype: Dtype
 
     @nn.compact
-    def __call__(self) -> jax.Array:
-        return self.param("table", matrix_init, (self.shape.padded_vocab, self.shape.width))
+    def __call__(self, tokens_bt: jax.Array) -> jax.Array:
+        table_vd = self.param("table", matrix_init, (self.shape.padded_vocab, self.shape.width))
+        return constrain(table_vd[tokens_bt].astype(self.dtype), "replica", None, "embed")
 
 
 class Head(nn.Module):

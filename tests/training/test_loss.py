@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import exchanged
 
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.model.shape import ModelShape
@@ -96,6 +97,28 @@ def test_meshes_equal_the_plain_formula(sizes):
     with jax.set_mesh(mesh):
         found = differentiated(chunked, z_loss=0.1, chunk=4)(*placed)
     assert_equal(found, 0.1)
+
+
+def test_devices_exchange_as_little_of_the_head_as_there_is(tmp_path):
+    """They gather it in the dtype of the products. Its gradient stays float32: first each device
+    keeps its part of the width, then only that is summed over data."""
+    mesh = make_mesh(2, 2, 2)
+    hidden, table, targets, weights = inputs()
+    abstract = [
+        jax.ShapeDtypeStruct(x.shape, dtype, sharding=named_sharding(mesh, axes))
+        for x, dtype, axes in (
+            (hidden, jnp.bfloat16, ("batch", None, None)),
+            (table, jnp.float32, ("vocab", "embed")),
+            (targets, jnp.int32, ("batch", None)),
+            (weights, jnp.float32, ("batch", None)),
+        )
+    ]
+    with jax.set_mesh(mesh):
+        step = differentiated(chunked, z_loss=0.1, chunk=4)
+        found = exchanged(step.lower(*abstract), tmp_path)
+    head = D * PADDED // mesh.shape["tensor"]
+    assert {("all-gather", "bf16", head), ("reduce-scatter", "f32", head // 2)} <= found
+    assert max(size for name, dtype, size in found if dtype == "f32") == head // 2
 
 
 def test_without_gradient_it_is_the_same():

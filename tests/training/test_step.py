@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from programs import exchanged
 from tiny_runs import SHAPE
 
 from pangu_tiny.data.rows import read_marks
@@ -16,6 +17,7 @@ from pangu_tiny.topology.mesh import make_mesh
 from pangu_tiny.training.feed import Feed
 from pangu_tiny.training.optimizer import Optimizer
 from pangu_tiny.training.step import (
+    Batch,
     Objective,
     abstract_state,
     init_state,
@@ -202,6 +204,22 @@ def test_bfloat16_is_for_computing_only():
         after, metrics = jax.eval_shape(step, state, batch_of(mesh, 8))
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(after)} == {"float32", "int32"}
     assert metrics.loss.dtype == metrics.gradient_norm.dtype == jnp.float32
+
+
+def test_devices_sum_gradients_of_parameters_in_float32(tmp_path):
+    """What they sum in bfloat16 are activations: 5 rows on each, and no size of the model is a
+    multiple of 5."""
+    step, mesh = build((2, 2, 2), dtype=jnp.bfloat16)
+    rows = jax.ShapeDtypeStruct((1, 20, LENGTH + 1), jnp.int32)
+    ids = jax.ShapeDtypeStruct(rows.shape[:2], jnp.int32)
+    batch = Batch(rows, ids, jax.ShapeDtypeStruct((mesh.size, 2), bool))
+    with jax.set_mesh(mesh):
+        state = abstract_state(Decoder(SHAPE, jnp.bfloat16), TRANSFORMATION, mesh)
+        found = exchanged(step.lower(state, batch), tmp_path)
+    sums = {(dtype, size) for name, dtype, size in found if name != "all-gather"}
+    assert all(size % 5 == 0 for dtype, size in sums if dtype == "bf16")
+    gate, table = SHAPE.width * SHAPE.ffn_width // 2, SHAPE.padded_vocab * SHAPE.width // 4
+    assert {("f32", gate), ("f32", table)} <= sums
 
 
 def test_random_parameters_are_the_same_on_every_mesh():
