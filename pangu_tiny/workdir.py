@@ -10,15 +10,20 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 from etils import epath
 
 import pangu_tiny
 from pangu_tiny.errors import UserError
+
+# gcsfs keeps for good what it has listed, but other processes and TensorStore write there too.
+fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
 
 _IDENTITY = "identity.json"
 _LOCK = ".lock"
@@ -256,6 +261,12 @@ def read_json(file: epath.Path, *names: str) -> dict[str, Any]:
 def replaced(path: epath.Path) -> Iterator[epath.Path]:
     """A temporary file to write, which becomes `path` at the end: after a kill `path` is there
     whole or not at all."""
+    if "://" in os.fspath(path):  # where renaming is copying, but a file is written whole anyway
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = epath.Path(folder) / path.name
+            yield temporary
+            path.write_bytes(temporary.read_bytes())
+        return
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         yield temporary
@@ -268,10 +279,7 @@ def replaced(path: epath.Path) -> Iterator[epath.Path]:
 def write_atomically(path: epath.Path, content: str | bytes) -> None:
     """Writes a file so that after a kill it is there whole or not at all."""
     with replaced(path) as temporary:
-        if isinstance(content, bytes):
-            temporary.write_bytes(content)
-        else:
-            temporary.write_text(content)
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def _is_leftover(path: epath.Path) -> bool:

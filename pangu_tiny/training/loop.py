@@ -258,7 +258,7 @@ def train(
         )
 
         def save(count: int) -> None:
-            run.keep_losses(count)
+            run.flush(count)
             facts = {**about, "step": count, "next_batch": count}
             writer.save(count, state, facts, tokenizer_bytes)
 

@@ -48,7 +48,7 @@ class MetricsLog:
     """`metrics.jsonl` and TensorBoard events; on a resumed run, what came later is dropped.
 
     A line is appended where the folder is local. Objects of gs:// and the like cannot be appended
-    to: there the file is written anew, which for 7,500 lines (75,000 steps) is a megabyte.
+    to: there `flush` writes the file anew, which for 7,500 lines (75,000 steps) is a megabyte.
 
     Args:
       folder: the run's workdir.
@@ -61,7 +61,7 @@ class MetricsLog:
         self._local = "://" not in str(folder)
         before = _read_lines(self._path) if self._path.exists() else []
         self._lines = [json.dumps(line) for line in before if line["step"] < start]
-        write_atomically(self._path, "".join(f"{line}\n" for line in self._lines))
+        self._write()
         self._events = None
         if tensorboard and self._local:
             from tensorboardX import SummaryWriter
@@ -76,16 +76,24 @@ class MetricsLog:
                 file.write(f"{line}\n")
         else:
             self._lines.append(line)
-            write_atomically(self._path, "".join(f"{line}\n" for line in self._lines))
         if self._events:
             for name, value in figures.items():
                 if isinstance(value, int | float):
                     self._events.add_scalar(name, value, step)
             self._events.flush()
 
+    def flush(self) -> None:
+        """To be called with every checkpoint: a run that goes on from it finds what came before."""
+        if not self._local:
+            self._write()
+
     def close(self) -> None:
+        self.flush()
         if self._events:
             self._events.close()
+
+    def _write(self) -> None:
+        write_atomically(self._path, "".join(f"{line}\n" for line in self._lines))
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
@@ -124,8 +132,8 @@ class RowLosses:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._start = start
         self._records: list[np.ndarray] = []
-        for path in self._folder.iterdir():
-            if path.suffix == ".bin" and _range(path)[1] > start:
+        for (_, end), path in row_loss_files(folder).items():
+            if end > start:
                 path.unlink()
 
     def add(

@@ -94,11 +94,12 @@ class Watch:
                 if (step + 1) % self._log_every == 0 or step + 1 == self._steps:
                     self._log_step(step, metrics)
 
-    def keep_losses(self, end: int) -> None:
-        """Writes the losses of the rows that were trained before step `end`."""
+    def flush(self, end: int) -> None:
+        """Writes what was found out of the steps before `end`."""
         with alone() as leads:
             if leads:
                 self._losses.flush(end)
+                self._log.flush()
 
     def _log_step(self, step: int, metrics: Metrics) -> None:
         now = time.monotonic()
