@@ -7,6 +7,8 @@ All other files of a step stand with their sha256 in `about/checksums`: in the s
 
 import hashlib
 import json
+import os
+import pathlib
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -127,13 +129,14 @@ def check(step: epath.Path) -> None:
 
 def _names(folder: epath.Path) -> list[str]:
     """The files in a folder that get a checksum here."""
+    root = os.fspath(folder).rpartition("://")[2]  # epath leaves gs:// out of what it walks through
     names = [
-        (epath.Path(inner) / file).relative_to(folder)
+        pathlib.PurePosixPath(inner, file).relative_to(root)
         for inner, _, files in folder.walk()
         for file in files
     ]
     return [
-        name.as_posix()
+        str(name)
         for name in names
         if not CHUNKS & set(name.parts) and name.name not in (MARK, "checksums")
     ]
