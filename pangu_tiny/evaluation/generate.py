@@ -15,6 +15,7 @@ from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Cache, Decoder, empty_cache, project
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.tokenizer_json import TokenizerJson
+from pangu_tiny.training import processes
 from pangu_tiny.workdir import claim, write_atomically
 
 _CACHE_MULTIPLE = 64  # so that prompts of about the same length share a compiled step
@@ -48,6 +49,8 @@ def generate(
     Raises:
       UserError: no checkpoint there, a setting out of range, or a workdir of another text.
     """
+    if processes.several():
+        raise UserError(f"generate runs in one process, found {processes.count()}")
     if tokens < 0:
         raise UserError(f"generate.tokens is {tokens}, expected 0 or more")
     if not 0 <= seed < 2**32:

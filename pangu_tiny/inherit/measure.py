@@ -21,7 +21,7 @@ from pangu_tiny.inherit.structures import OUTSIDE, apply_masks, sum_by_structure
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.progress import Progress
 from pangu_tiny.topology.mesh import AXES, named_sharding
-from pangu_tiny.training.processes import alone, first
+from pangu_tiny.training.processes import alone, first, from_first
 from pangu_tiny.training.step import Objective
 
 Measure = Callable[[dict[str, Any], jax.Array], dict[str, Any]]
@@ -43,7 +43,7 @@ def total_over(
     They are kept in `saved` after every batch, so that an interrupted measurement goes on behind
     the last one that it took.
     """
-    totals = read_arrays(saved) if saved.exists() else {"batches": np.zeros(())}
+    totals = read_arrays(saved) if from_first(saved.exists) else {"batches": np.zeros(())}
     done = int(totals["batches"])
     with Progress(label, count, "batch", initial=done, shown=first()) as progress:
         for rows_abt in itertools.islice(batches(done), count - done):

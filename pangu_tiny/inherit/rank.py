@@ -29,7 +29,7 @@ from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.topology.mesh import check_divides, make_mesh, named_sharding
 from pangu_tiny.training.feed import Feed
 from pangu_tiny.training.loop import DTYPES
-from pangu_tiny.training.processes import alone, first, say
+from pangu_tiny.training.processes import alone, first, from_first, say
 from pangu_tiny.training.step import Objective, param_shardings
 from pangu_tiny.workdir import claim_together, environment
 
@@ -117,7 +117,7 @@ def rank_teacher(
     }
     feed = Feed(mesh, batch_size, hardware.per_device_batch, "rank_teacher.batch_size")
     folder = claim_together(workdir, "rank-teacher", identity)
-    if (folder / ABOUT).exists():
+    if from_first((folder / ABOUT).exists):
         return Importance.open(workdir)
     kv = {"repeat_kv": repeat_kv, "merge_kv": merge_kv}
     work = _Work(opened, rows, hardware, dtype, mesh, feed, folder, calibration_batches, seed)
@@ -239,7 +239,7 @@ class _Work:
         after an interruption are forward passes.
         """
         files = [gram_file(self._folder, kind, n) for kind in ("heads", "ffn") for n in layers]
-        if all(file.exists() for file in files):
+        if from_first(lambda: all(file.exists() for file in files)):
             return
         decoder = self._decoder(dataclasses.replace(self._shape, depth=len(layers)))
         rows = self._rows
@@ -307,7 +307,7 @@ class _Work:
         init, step = masks.mask_step(objective, wanted, training, self._mesh, self._seed)
         saved = self._folder / "partial_masks.npz"
         state = init(masks.first_logits(shape, groups, scores))
-        if saved.exists():
+        if from_first(saved.exists):
             state = _restore(read_arrays(saved), state)
         start = int(state.step)
         pending: jax.Array | None = None

@@ -4,7 +4,6 @@ import os
 import time
 from typing import Any
 
-import jax
 from etils import epath
 
 from pangu_tiny import config
@@ -19,6 +18,7 @@ from pangu_tiny.reproduce.rounds import train_rounds
 from pangu_tiny.reproduce.stages import run
 from pangu_tiny.tokenizer.compress import compress_tokenizer
 from pangu_tiny.tokenizer.counting import count_tokens
+from pangu_tiny.training import processes
 
 
 def reproduce(
@@ -45,9 +45,9 @@ def reproduce(
     Raises:
       UserError: of any of the stages, the training was stopped, or there is more than one host.
     """
-    if jax.process_count() > 1:
+    if processes.several():
         raise UserError(
-            f"reproduce runs on one host, found {jax.process_count()} processes; on several, run "
+            f"reproduce runs on one host, found {processes.count()} processes; on several, run "
             f"prepare-data once, and then train and evaluate on all of them"
         )
     folder = epath.Path(workdir)

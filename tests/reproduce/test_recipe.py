@@ -110,7 +110,7 @@ def test_a_stopped_recipe_says_so_and_evaluates_nothing(workdir, text, monkeypat
 
 def test_several_hosts_run_the_stages_by_themselves(workdir, text, monkeypatch, capsys):
     """They would all prepare the same folder at once."""
-    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("pangu_tiny.training.processes.count", lambda: 2)
     assert cli.main(argv(text, workdir)) == 2
     assert "reproduce runs on one host, found 2 processes" in capsys.readouterr().err
 
