@@ -10,8 +10,10 @@ import pytest
 from tiny_runs import prepare
 
 from pangu_tiny import cli
+from pangu_tiny.errors import UserError
 from pangu_tiny.reproduce import rounds
 from pangu_tiny.reproduce.corpus import write_python_library
+from pangu_tiny.reproduce.recipe import reproduce
 
 SMALL = {
     "prepare_data.text_key": "body",
@@ -108,11 +110,11 @@ def test_a_stopped_recipe_says_so_and_evaluates_nothing(workdir, text, monkeypat
     assert "evaluate" not in out
 
 
-def test_several_hosts_run_the_stages_by_themselves(workdir, text, monkeypatch, capsys):
+def test_several_hosts_run_the_stages_by_themselves(workdir, monkeypatch):
     """They would all prepare the same folder at once."""
     monkeypatch.setattr("pangu_tiny.training.processes.count", lambda: 2)
-    assert cli.main(argv(text, workdir)) == 2
-    assert "reproduce runs on one host, found 2 processes" in capsys.readouterr().err
+    with pytest.raises(UserError, match="reproduce runs on one host, found 2 processes"):
+        reproduce(str(workdir))
 
 
 def test_the_library_of_python_without_what_repeats_itself(tmp_path, monkeypatch):
