@@ -211,6 +211,7 @@ def _context(rope: dict[str, Any], positions: int, where: str) -> int:
             " implemented; expected factor 1.0, which changes nothing"
         )
     if kind == "dynamic":
+        _number(rope, "factor", where, default=1, kinds=(int, float))
         original = "original_max_position_embeddings"
         return _number(rope, original, where, default=positions)
     raise UserError(
@@ -231,7 +232,7 @@ def _number(
     value = config.get(name)
     if value is None and default is not None:
         return default
-    largest, wanted = 2**31 - 1, f"int up to {2**31 - 1:,}"
+    largest, wanted = 2**30, f"int up to {2**30:,}"  # padded, it is still an int32
     if float in kinds:
         largest, wanted = sys.float_info.max, "float"
     if type(value) not in kinds or not 0 < value <= largest:

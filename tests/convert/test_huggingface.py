@@ -338,8 +338,8 @@ def test_what_is_no_model_in_this_layout(write, folder, workdir, refused, monkey
 
 def test_a_depth_beyond_all_tensors(write, refused):
     """Not one name is made for each layer that config.json claims."""
-    write(CONFIG | {"num_hidden_layers": 2**31 - 1})
-    refused("num_hidden_layers is 2,147,483,647, but there are only 21 tensors")
+    write(CONFIG | {"num_hidden_layers": 2**30})
+    refused("num_hidden_layers is 1,073,741,824, but there are only 21 tensors")
 
 
 def test_settings_that_do_not_exist(write, refused, workdir):
