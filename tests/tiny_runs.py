@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.prepare import prepare_data
@@ -117,7 +118,7 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
     """Every array of an item of a checkpoint, by its name, however it was laid out."""
     handler = ocp.PyTreeCheckpointHandler()
     plain = jax.tree.map(
@@ -130,7 +131,7 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def state_of(workdir: Any, step: int) -> dict[str, np.ndarray]:
     """Parameters, moments and counters of a step."""
-    folder = pathlib.Path(workdir) / "checkpoints" / str(step)
+    folder = epath.Path(workdir) / "checkpoints" / str(step)
     return {
         f"{item}{name}": leaf
         for item in ("params", "optimizer")
