@@ -226,8 +226,20 @@ def _commit() -> str | None:
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
-    """The path from the root, which Orbax wants; a URL as it is."""
-    return epath.Path(path if "://" in os.fspath(path) else os.path.abspath(path))
+    """The path from the root, which Orbax wants; a URL as it is.
+
+    Raises:
+      UserError: a URL of a kind that no package that is installed reads.
+    """
+    scheme, is_url, _ = os.fspath(path).partition("://")
+    if not is_url:
+        return epath.Path(os.path.abspath(path))
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except (ImportError, ValueError) as error:
+        extra = "; for gs://, pip install 'pangu_tiny[gcs]'"
+        raise UserError(f"{path} cannot be opened: {error}{extra}") from error
+    return epath.Path(path)
 
 
 def read_identity(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -63,7 +63,17 @@ def test_a_folder_is_absolute_and_a_url_stays(tmp_path, monkeypatch):
     """Orbax refuses relative paths, after a run has gone all the way to its first checkpoint."""
     monkeypatch.chdir(tmp_path)
     assert claim("runs/a", "train", IDENTITY) == epath.Path(tmp_path / "runs" / "a")
+    pytest.importorskip("gcsfs", reason="needs the extra `gcs`")
     assert str(workdir.absolute("gs://bucket/a")) == "gs://bucket/a"
+
+
+def test_a_url_that_nothing_installed_reads_is_refused(monkeypatch):
+    """In one line, before epath ends in a stack trace."""
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(UserError, match=r"^s3://b/a cannot be opened: .*s3fs.*pangu_tiny\[gcs\]"):
+        claim("s3://b/a", "train", IDENTITY)
+    with pytest.raises(UserError, match=r"^gz://b/a cannot be opened: Protocol not known: gz"):
+        claim("gz://b/a", "train", IDENTITY)
 
 
 def test_a_kill_while_claiming_does_not_lock_the_folder(tmp_path, monkeypatch):
