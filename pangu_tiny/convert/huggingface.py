@@ -227,7 +227,7 @@ def _dtype(weights: Weights, expected: Tensors) -> str:
 def _name_rows(table_vd: np.ndarray, vocabulary: _Vocabulary) -> None:
     """Prints which rows of the embedding are left out, and which that stay look like padding."""
     left_out = np.arange(vocabulary.size, len(table_vd))
-    named = np.isin(left_out, [i for i in vocabulary.added if i < len(table_vd)])
+    named = np.isin(left_out, [i for i in vocabulary.added if 0 <= i < len(table_vd)])
     if named.any():
         texts = [vocabulary.added[row] for row in left_out[named].tolist()]
         said = [text if text.isprintable() else repr(text) for text in texts[:_TEXTS]]

@@ -61,6 +61,7 @@ def test_only_the_paper_kills_pieces(cut):
     assert (dead > 0) == (method == "paper")
 
 
+@hypothesis.settings(deadline=None)
 @hypothesis.given(times=st.lists(st.integers(0, 9), min_size=9, max_size=9))
 def test_flow_is_the_best_of_all_closed_sets(big, times):
     """Against every set of as many pieces that leaves no dead one, where each piece that went is
