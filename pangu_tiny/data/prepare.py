@@ -5,6 +5,7 @@ The folder that it writes holds
     tokens-SPLIT.array_record-IIIII-of-NNNNN    rows; one shard for each unit of text and split
     tokenizer.model                             the tokenizer that wrote them
     dataset_info.json, features.json            TFDS: `tfds.builder_from_directory(folder)`
+    text.npz                                    what its text was, see `data/changes.py`
     dataset.json                                what the dataset is and holds; written last
 
 dataset.json has, for every split and for every source in it, `rows`, `documents`, `bytes` (raw
@@ -19,12 +20,15 @@ summed). The digest covers the packing rule, the marks, the tokenizer and every 
 of all bytes that were found, and `first` few.
 """
 
+import hashlib
+import json
 import random
 from typing import Any
 
 from etils import epath
 
 from pangu_tiny.data import rows
+from pangu_tiny.data.changes import Reading, TextRecord
 from pangu_tiny.data.dataset import DESCRIPTION, TOKENIZER, TokenDataset
 from pangu_tiny.data.describe import report, write_description
 from pangu_tiny.data.left_out import Skipped
@@ -101,26 +105,30 @@ def prepare_data(
             "tokenizer_sample_bytes": tokenizer_sample_bytes,
         }
     folder = claim(workdir, "prepare-data", identity)
-    if not (folder / DESCRIPTION).exists():
+    reading = Reading(text_key, bad_utf8)
+    units = split_units(sources, shard_bytes)
+    finished = (folder / DESCRIPTION).exists()
+    if not finished:
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         (folder / UNITS).mkdir(exist_ok=True)
-        units = split_units(sources, shard_bytes)
         if given is None:
-            given = _own_tokenizer(
+            _train_tokenizer(
                 folder / TOKENIZER, units, vocab_size, held_out_fraction, seed,
-                tokenizer_sample_bytes, text_key, bad_utf8,
+                tokenizer_sample_bytes, reading,
             )  # fmt: skip
         elif not (folder / TOKENIZER).exists():
             write_atomically(folder / TOKENIZER, given.model_bytes)
-        jobs = [
-            Job(
-                index, len(units), unit, workdir, sequence_length, held_out_fraction, text_key,
-                bad_utf8,
-            )
-            for index, unit in enumerate(units)
-        ]  # fmt: skip
+    given = given or Tokenizer.open(folder / TOKENIZER)
+    jobs = [
+        Job(index, len(units), unit, workdir, sequence_length, held_out_fraction, reading)
+        for index, unit in enumerate(units)
+    ]
+    record = TextRecord(folder, reading, given, processes)
+    record.check(jobs, finished)
+    if not finished:
         run_jobs(jobs, given, processes, "tokenising")
+        record.keep(jobs)
         results = [read_json(job.result) for job in jobs]
         skipped = sum((Skipped.of(result["skipped"]) for result in results), Skipped())
         left_out = {"skipped": skipped.describe(), "left_out": left_out_files(sources)}
@@ -150,19 +158,16 @@ def _open_tokenizer(path: str) -> Tokenizer:
     return tokenizer
 
 
-def _own_tokenizer(
+def _train_tokenizer(
     file: epath.Path,
     units: list[Unit],
     vocab_size: int,
     held_out_fraction: float,
     seed: int,
     sample_bytes: int,
-    text_key: str,
-    bad_utf8: str,
-) -> Tokenizer:
-    """Trains the tokenizer, or opens the one that an interrupted run trained."""
-    if file.exists():
-        return Tokenizer.open(file)
+    reading: Reading,
+) -> None:
+    """Trains the tokenizer, unless an interrupted run did, on the same text."""
     share = max(sample_bytes // len(units), 2**18)
     shuffled = random.Random(seed).sample(units, len(units))
     sample: list[str] = []
@@ -170,7 +175,7 @@ def _own_tokenizer(
     with Progress("sampling for the tokenizer", sample_bytes, "B") as progress:
         for unit in shuffled:
             budget = min(share, sample_bytes - taken)
-            for text in read_documents(unit, Skipped(), text_key, bad_utf8):
+            for text in read_documents(unit, Skipped(), *reading):
                 if budget <= 0:
                     break
                 if not held_out(text, held_out_fraction):
@@ -179,7 +184,15 @@ def _own_tokenizer(
                     progress.update(size)
                     budget -= size
                     taken += size
+        record = file.parent / UNITS / "sample.json"
+        digest = hashlib.sha256("\0".join(sample).encode()).hexdigest()
+        if file.exists():
+            if read_json(record, "digest")["digest"] != digest:
+                raise UserError(
+                    f"text has changed since {file} was trained on it; choose another workdir"
+                )
+            return
         progress.say(f"training a tokenizer of {vocab_size} pieces on {taken:,} bytes")
     tokenizer = train_tokenizer(sample, vocab_size)
+    write_atomically(record, json.dumps({"digest": digest}))
     write_atomically(file, tokenizer.model_bytes)
-    return tokenizer

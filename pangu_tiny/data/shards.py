@@ -17,8 +17,8 @@ from array_record.python import array_record_module
 from etils import epath
 
 from pangu_tiny.data import records, rows
-from pangu_tiny.data.left_out import Skipped
-from pangu_tiny.data.text import Unit, batches, held_out, read_documents
+from pangu_tiny.data.changes import Reader, Reading
+from pangu_tiny.data.text import Unit, batches, is_held_out
 from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.unknown import text_bytes, unknown_bytes
@@ -39,8 +39,7 @@ class Job:
     workdir: str
     sequence_length: int
     held_out_fraction: float
-    text_key: str
-    bad_utf8: str
+    reading: Reading
 
     @property
     def size(self) -> int:
@@ -52,8 +51,7 @@ class Job:
 
     def run(self, tokenizer: Tokenizer) -> None:
         """Writes the unit's shards, at most one for each split, and the result."""
-        skipped = Skipped()
-        documents = read_documents(self.unit, skipped, self.text_key, self.bad_utf8)
+        reader = Reader(self.unit, self.reading)
         shards = {
             split: ShardWriter(
                 self.workdir,
@@ -65,24 +63,32 @@ class Job:
         }
         sizes: dict[str, Counter[str]] = {"train": Counter(bytes=0)}
         sizes["held_out"] = Counter(bytes=0, gzip_bytes=0, xz_bytes=0)
-        for batch in batches(documents):
-            ids_b = tokenizer.encode_batch(batch)
-            unknown_b = unknown_bytes(tokenizer, batch, ids_b).tolist()
-            for text, ids, unknown in zip(batch, ids_b, unknown_b, strict=True):
-                split = SPLITS[held_out(text, self.held_out_fraction)]
-                shards[split].add(ids, unknown)
-                utf8 = text.encode()
+        splits: list[str] = []  # of the documents in a batch
+
+        def documents() -> Iterator[str]:
+            for text, utf8, digest in reader:
+                split = SPLITS[is_held_out(digest, self.held_out_fraction)]
                 sizes[split]["bytes"] += len(utf8)
                 if split == "held_out":
                     sizes[split]["gzip_bytes"] += len(gzip.compress(utf8, 9))
                     sizes[split]["xz_bytes"] += _xz_size(utf8)
+                splits.append(split)
+                yield text
+
+        for batch in batches(documents()):
+            ids_b = tokenizer.encode_batch(batch)
+            unknown_b = unknown_bytes(tokenizer, batch, ids_b).tolist()
+            for split, ids, unknown in zip(splits, ids_b, unknown_b, strict=True):
+                shards[split].add(ids, unknown)
+            splits.clear()
             for shard in shards.values():
                 shard.flush()
         result = {
             "source": self.unit.source,
-            "skipped": dataclasses.asdict(skipped),
+            "skipped": dataclasses.asdict(reader.skipped),
             "splits": {split: {**sizes[split], **shards[split].finish()} for split in SPLITS},
         }
+        reader.write(self.result)
         write_atomically(self.result, json.dumps(result))
 
 

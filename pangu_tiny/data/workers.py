@@ -15,42 +15,57 @@ from pangu_tiny.progress import Progress
 from pangu_tiny.tokenizer.model import Tokenizer
 
 
-class Job(Protocol):
-    """A share of the work. `run` writes the file `result` last and atomically, so that a job whose
-    result exists is done."""
+class Work(Protocol):
+    """A share of the work."""
 
     @property
     def size(self) -> int:
         """Bytes of text, or of whatever the work grows with."""
 
-    @property
-    def result(self) -> epath.Path: ...
-
     def run(self, tokenizer: Tokenizer) -> None: ...
 
 
+class Job(Work, Protocol):
+    """A share that writes the file `result`, last and atomically, so that a job whose result exists
+    is done."""
+
+    @property
+    def result(self) -> epath.Path: ...
+
+
 def run_jobs(jobs: Sequence[Job], tokenizer: Tokenizer, processes: int | None, label: str) -> None:
-    """Runs the jobs that have no result yet, with a progress bar.
+    """`run_all` of the jobs that have no result yet."""
+    todo = [job for job in jobs if not job.result.exists()]
+    done = sum(job.size for job in jobs) - sum(job.size for job in todo)
+    run_all(todo, tokenizer, processes, label, done)
+
+
+def run_all(
+    jobs: Sequence[Work],
+    tokenizer: Tokenizer,
+    processes: int | None,
+    label: str,
+    done: int = 0,
+) -> None:
+    """Runs jobs, with a progress bar.
 
     Args:
       jobs: can be pickled.
       tokenizer: is given to every job.
       processes: worker processes; None takes all cores.
       label: what is being done.
+      done: bytes that were done before.
 
     Raises:
       UserError: of a job, or a worker was killed; no worker goes on then.
     """
-    todo = [job for job in jobs if not job.result.exists()]
-    total = sum(job.size for job in jobs)
-    before = total - sum(job.size for job in todo)
-    processes = min(processes or len(os.sched_getaffinity(0)), len(todo))
-    with Progress(label, total, "B", initial=before) as progress:
-        for job in _finished(todo, tokenizer, processes):
+    processes = min(processes or len(os.sched_getaffinity(0)), len(jobs))
+    with Progress(label, done + sum(job.size for job in jobs), "B", initial=done) as progress:
+        for job in _finished(jobs, tokenizer, processes):
             progress.update(job.size)
 
 
-def _finished(jobs: Sequence[Job], tokenizer: Tokenizer, processes: int) -> Iterator[Job]:
+def _finished(jobs: Sequence[Work], tokenizer: Tokenizer, processes: int) -> Iterator[Work]:
     if processes <= 1:
         for job in jobs:
             job.run(tokenizer)
@@ -92,5 +107,5 @@ def _follow_parent() -> None:
     os._exit(1)
 
 
-def _run_in_worker(job: Job) -> None:
+def _run_in_worker(job: Work) -> None:
     job.run(_worker_tokenizer)

@@ -4,11 +4,12 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
 
+from pangu_tiny.data.changes import Reader, Reading, TextRecord
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.left_out import left_out_lines, skipped_lines
 from pangu_tiny.data.sources import Text, find_sources, left_out_files
@@ -18,7 +19,6 @@ from pangu_tiny.data.text import (
     check_reading,
     document_digest,
     is_held_out,
-    read_documents,
     split_units,
 )
 from pangu_tiny.data.workers import run_jobs
@@ -107,19 +107,25 @@ def count_tokens(
             "unit_bytes": unit_bytes,
         }
         left_out = left_out_files(sources)
-        reading = Reading(held_out_fraction, text_key, bad_utf8)
+        reading = Reading(text_key, bad_utf8)
         jobs = [
-            TextJob(index, workdir, unit, reading)
+            TextJob(index, workdir, unit, reading, held_out_fraction)
             for index, unit in enumerate(split_units(sources, unit_bytes))
         ]
     folder = claim(workdir, "count-tokens", identity | {"tokenizer_digest": model.digest})
-    if not (folder / DESCRIPTION).exists():
+    record = TextRecord(folder, reading, model, processes) if text is not None else None
+    finished = (folder / DESCRIPTION).exists()
+    if record:
+        record.check(jobs, finished)
+    if not finished:
         (folder / _UNITS).mkdir(exist_ok=True)
         if runner is None:
             run_jobs(jobs, model, processes, "counting")
             parts = [(job.source, job.result) for job in jobs]
         else:
             parts = _count_with_beam(jobs, model, folder, runner, runner_options or [])
+        if record:
+            record.keep(jobs)
         by_source: dict[str, SourceCounts] = {}
         for source, file in parts:
             part = load(file)
@@ -143,14 +149,6 @@ def _count_with_beam(
     return list(files.items())
 
 
-class Reading(NamedTuple):
-    """How text becomes the documents that are counted."""
-
-    held_out_fraction: float
-    text_key: str
-    bad_utf8: str
-
-
 @dataclasses.dataclass(frozen=True)
 class _Job:
     """What is counted at a time, and where its counts go; the kinds of it have `count`."""
@@ -172,6 +170,7 @@ class TextJob(_Job):
 
     unit: Unit
     reading: Reading
+    held_out_fraction: float
 
     @property
     def source(self) -> str:
@@ -182,17 +181,14 @@ class TextJob(_Job):
         return self.unit.size
 
     def count(self, tokenizer: Tokenizer) -> SourceCounts:
-        """Counts the documents that are not held out, in memory that does not grow."""
+        """Counts the documents that are not held out, in memory that does not grow. What the text
+        was stays in the folder."""
         counted = SourceCounts(np.zeros(tokenizer.pieces, np.int64))
+        reader = Reader(self.unit, self.reading)
 
         def training_documents() -> Iterator[str]:
-            reading = self.reading
-            for text in read_documents(
-                self.unit, counted.skipped, reading.text_key, reading.bad_utf8
-            ):
-                utf8 = text.encode()
-                digest = document_digest(utf8)
-                if not is_held_out(digest, reading.held_out_fraction):
+            for text, utf8, digest in reader:
+                if not is_held_out(digest, self.held_out_fraction):
                     counted.documents += 1
                     counted.bytes += len(utf8)
                     counted.digest += digest
@@ -203,8 +199,10 @@ class TextJob(_Job):
             ids = tokenizer.encode_batch(batch)
             unknown += int(unknown_bytes(tokenizer, batch, ids).sum())
             counted.times += np.bincount(np.concatenate(ids), minlength=tokenizer.pieces)
+        reader.write(self.result)
         counted.digest %= 2**256
-        return dataclasses.replace(counted, **text_bytes(tokenizer, counted.times, unknown))
+        sizes = text_bytes(tokenizer, counted.times, unknown)
+        return dataclasses.replace(counted, skipped=reader.skipped, **sizes)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pytest
 
 from pangu_tiny.data.text import document_digest, held_out
 from pangu_tiny.errors import UserError
+from pangu_tiny.tokenizer import counting
 from pangu_tiny.tokenizer.counting import count_tokens
 from pangu_tiny.tokenizer.counts import read_counts
 from pangu_tiny.tokenizer.model import Tokenizer, train_tokenizer
@@ -73,6 +74,8 @@ def test_beam_counts_the_same(counts, count, corpora, dataset, tmp_path):
     other = count(corpora, tmp_path / "t", runner="DirectRunner", unit_bytes=3000)
     assert other.sources == counts.sources
     np.testing.assert_array_equal(other.times, counts.times)
+    count(corpora, tmp_path / "p", unit_bytes=3000)
+    assert (tmp_path / "t" / "text.npz").read_bytes() == (tmp_path / "p" / "text.npz").read_bytes()
     rows = {"dataset": dataset.path, "tokenizer": None, "runner": "DirectRunner"}
     np.testing.assert_array_equal(count(None, tmp_path / "d", **rows).times, counts.times)
     with pytest.raises(UserError, match="runner 'NoRunner' with"):
@@ -149,7 +152,7 @@ def test_wrong_arguments_are_named(count, counts, corpora, dataset, texts, tmp_p
         read_counts(str(tmp_path / "e"), train_tokenizer(texts, 290))
 
 
-def test_damaged_counts_are_named(count, corpora, tokenizer, tmp_path):
+def test_damaged_counts_are_named(count, corpora, tokenizer, tmp_path, monkeypatch):
     folder = tmp_path / "w"
     count(corpora, folder)
     for file, content, said in (
@@ -165,11 +168,13 @@ def test_damaged_counts_are_named(count, corpora, tokenizer, tmp_path):
     np.save(folder / "counts.npy", np.ones((1, 300), np.int64))
     with pytest.raises(UserError, match=r"holds \[1, 300\] counts, expected \[2, 300\]"):
         read_counts(str(folder), tokenizer)
-    (folder / "counts.json").unlink()
-    (folder / "units").mkdir()
-    (folder / "units" / "00000.npz").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(counting, "write_counts", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            count(corpora, tmp_path / "v")
+    (tmp_path / "v" / "units" / "00000.npz").write_bytes(b"")
     with pytest.raises(UserError, match=r"00000\.npz cannot be read: .*; remove it"):
-        count(corpora, folder)
+        count(corpora, tmp_path / "v")
 
 
 def test_a_dataset_changed_in_place_is_counted_anew(count, prepare, write_jsonl, texts, tmp_path):
