@@ -1,10 +1,13 @@
 """Checkpoints for tests, written as training writes them, without training."""
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pangu_tiny.checkpoints.read import describe
 from pangu_tiny.model.shape import ModelShape
@@ -14,14 +17,29 @@ from pangu_tiny.training.optimizer import Optimizer
 from pangu_tiny.training.step import TrainState
 
 
-def flip(file: pathlib.Path, place: int | None = None, length: int = 0) -> None:
-    """Flips a bit in the middle of a file, or `length` bytes from `place` on."""
+def flip(file: pathlib.Path) -> None:
+    """Flips a bit in the middle of a file."""
     content = bytearray(file.read_bytes())
-    if place is None:
-        content[len(content) // 2] ^= 1
-    else:
-        content[place : place + length] = (byte ^ 255 for byte in content[place : place + length])
+    content[len(content) // 2] ^= 1
     file.write_bytes(content)
+
+
+@contextlib.contextmanager
+def flipped(step: pathlib.Path, share: float) -> Iterator[None]:
+    """Within it, 64 bytes are flipped, from the one on that so great a share (0 to 1) of the bytes
+    of all files comes before."""
+    files = sorted(file for file in step.rglob("*") if file.is_file())
+    ends = np.cumsum([file.stat().st_size for file in files])
+    place = int(share * ends[-1])
+    index = int(np.searchsorted(ends, place, side="right"))
+    file, content = files[index], files[index].read_bytes()
+    begin = place - int(ends[index]) + len(content)
+    damaged = bytes(byte ^ 255 for byte in content[begin : begin + 64])
+    file.write_bytes(content[:begin] + damaged + content[begin + 64 :])
+    try:
+        yield
+    finally:
+        file.write_bytes(content)
 
 
 def write_checkpoint(

@@ -123,7 +123,7 @@ class Checkpoint(NamedTuple):
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"checkpoint {self.path} cannot be read: {reason(error)}") from error
+            raise unreadable(self.path, error) from error
 
     def leaf(self, name: str) -> "Leaf":
         """One parameter by its name in `model/decoder.py`, to be read in parts."""
@@ -196,7 +196,15 @@ def open_checkpoint(path: str) -> Checkpoint:
         shape = ModelShape(**about["model"])
         return Checkpoint(folder, shape, about, items["tokenizer"]["model"].tobytes())
     except Exception as error:
-        raise UserError(f"checkpoint {folder} cannot be read: {reason(error)}") from error
+        raise unreadable(folder, error) from error
+
+
+def unreadable(path: epath.Path, error: Exception) -> UserError:
+    """Says why a step cannot be read, and which one is before it."""
+    step = int(path.name) if path.name.isdigit() else 0
+    earlier = [other for other in committed_steps(path.parent) if other < step]
+    instead = f"; the step before it is {path.parent / str(earlier[0])}" if earlier else ""
+    return UserError(f"checkpoint {path} cannot be read: {reason(error)}{instead}")
 
 
 def _newest(path: str) -> epath.Path:

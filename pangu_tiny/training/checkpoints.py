@@ -11,7 +11,7 @@ from etils import epath
 from pangu_tiny.checkpoints import checksums
 from pangu_tiny.checkpoints.checksums import AboutHandler, array_handler
 from pangu_tiny.checkpoints.quiet import hold_traces, ignore_closed_loops, release_traces
-from pangu_tiny.checkpoints.read import committed_steps, numbered, reason, restore
+from pangu_tiny.checkpoints.read import committed_steps, numbered, reason, restore, unreadable
 from pangu_tiny.checkpoints.write import chunk_by_layer
 from pangu_tiny.errors import UserError
 from pangu_tiny.training.processes import alone, from_first, gather, led, say
@@ -198,7 +198,7 @@ def with_moments(state: TrainState, path: epath.Path, target: TrainState) -> Tra
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"checkpoint {path} cannot be read: {reason(error)}") from error
+        raise unreadable(path, error) from error
     taken = jax.tree.map(
         lambda new, old: old if isinstance(new, optax.ScaleByAdamState) else new,
         state.optimizer,

@@ -1,13 +1,17 @@
 """A checkpoint written part by part is one like any other, and is there whole or not at all."""
 
+import pathlib
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoint_files import flip, flipped
 from etils import epath
 from flax.traverse_util import flatten_dict
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from shapes import TINY, random_params
 
 from pangu_tiny.checkpoints.read import open_checkpoint
@@ -67,6 +71,35 @@ def test_a_layer_is_a_chunk(params, folder, tmp_path):
     write_parts(folder, TINY, "bfloat16", parts(params), b"t", **FACTS)
     array = open_checkpoint(str(tmp_path)).leaf("blocks/ffn/gate")._array
     assert array.chunk_layout.read_chunk.shape == (1, TINY.width, TINY.ffn_width)
+
+
+def test_a_damaged_layer_is_named_and_no_other(params, written):
+    chunk = written / "params" / "blocks.ffn.gate" / "c" / "1" / "0" / "0"
+    content = chunk.read_bytes()
+    opened = open_checkpoint(str(written))
+    leaf = opened.leaf("blocks/ffn/gate")
+    for damage in (flip, pathlib.Path.unlink):  # zeros, if nobody asks for an error
+        damage(chunk)
+        gate = params["blocks"]["ffn"]["gate"]
+        np.testing.assert_array_equal(leaf.read(0), gate[0])
+        for read in (lambda: leaf.read(1), opened.params):
+            with pytest.raises(UserError, match=f"cannot be read: .*{chunk}"):
+                read()
+        chunk.write_bytes(content)
+
+
+@given(st.floats(0, 1, exclude_max=True))
+@settings(max_examples=20, deadline=None)
+def test_64_bytes_flipped_anywhere_are_found(written, share):
+    with flipped(written, share), pytest.raises(UserError, match="cannot be read: "):
+        open_checkpoint(str(written)).params()
+
+
+@pytest.fixture(scope="module")
+def written(params, tmp_path_factory):
+    """A checkpoint that every test leaves as it was."""
+    folder = epath.Path(tmp_path_factory.mktemp("written")) / "checkpoints"
+    return pathlib.Path(write_parts(folder, TINY, "float32", parts(params), b"t", **FACTS))
 
 
 @pytest.mark.parametrize("stop", [0, 1, 20])

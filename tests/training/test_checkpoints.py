@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from checkpoint_files import flip
+from checkpoint_files import flip, flipped
 from etils import epath
 from flax.traverse_util import flatten_dict
 from hypothesis import given, settings
@@ -186,19 +186,11 @@ def test_damage_is_never_silent(folder, target, kind, damage, capsys):
 @settings(max_examples=20, deadline=None)
 def test_64_bytes_flipped_anywhere_are_found(only_one, target, share):
     """Of all bytes of all files of a step, whether anything needs them or not."""
-    files = sorted(file for file in (only_one / "20").rglob("*") if file.is_file())
-    place = int(share * sum(file.stat().st_size for file in files))
-    for file in files:
-        if place < (size := file.stat().st_size):
-            break
-        place -= size
-    content = file.read_bytes()
-    flip(file, place, 64)
-    try:
-        with pytest.raises(UserError, match=r"no checkpoint in .* can be read \(20: "):
-            Writer(only_one).restore_latest(target)
-    finally:
-        file.write_bytes(content)
+    with (
+        flipped(only_one / "20", share),
+        pytest.raises(UserError, match=r"no checkpoint in .* can be read \(20: "),
+    ):
+        Writer(only_one).restore_latest(target)
 
 
 @pytest.fixture(scope="module")
