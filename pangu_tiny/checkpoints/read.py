@@ -98,7 +98,8 @@ class Checkpoint(NamedTuple):
         """
         tokenizer, allowed = self.about["identity"]["tokenizer"], self.about["sequence_length"]
         if rows.tokenizer_digest != tokenizer:
-            self.sentencepiece()  # without one, no text can be prepared in its ids
+            if self.has_whole_vocabulary:
+                self.sentencepiece()  # which it lacks: no text can be prepared in its ids
             raise UserError(
                 f"dataset {rows.path} was made with tokenizer {rows.tokenizer_digest[:12]}, "
                 f"checkpoint {self.path} reads {tokenizer[:12]}: prepare the text in its own ids"
@@ -151,7 +152,9 @@ class Leaf:
             spec = {
                 "driver": "zarr3" if layout["use_zarr3"] else "zarr",
                 "kvstore": kvstore,
+                # A chunk that is missing is damage; so one of zeros has to be there too.
                 "fill_missing_data_reads": False,
+                "store_data_equal_to_fill_value": True,
             }
             self._array = tensorstore.open(spec, open=True, read=True, write=write).result()
         except Exception as error:
