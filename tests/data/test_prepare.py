@@ -169,6 +169,7 @@ def living_processes(group):
     return False
 
 
+@pytest.mark.pods
 def test_killed_and_started_again_it_ends_in_the_same_bytes(
     dataset, corpora, tokenizer_file, tmp_path
 ):

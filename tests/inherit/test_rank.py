@@ -167,6 +167,7 @@ def test_the_layout_changes_nothing(teacher, rows, small, cut_found, method, tmp
         np.testing.assert_allclose(eight.arrays[name], array, atol=2e-3 * scale, err_msg=name)
 
 
+@pytest.mark.pods
 def test_two_processes_rank_alike(teacher, rows, small, cut_found, tmp_path):
     """From the command line, four devices each, and one folder for both."""
     bindings = {f"ModelShape.{name}": value for name, value in vars(small).items()}

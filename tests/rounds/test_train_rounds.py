@@ -63,6 +63,7 @@ def outcome(workdir):
     return found
 
 
+@pytest.mark.pods
 def test_each_round_goes_on_where_the_one_before_left_off(finished):
     """Scores are those of the first round's batches under the newest model; one cosine over all."""
     identities = {number: read_identity(finished / f"round_{number}") for number in (1, 2, 3)}
@@ -85,6 +86,7 @@ def test_each_round_goes_on_where_the_one_before_left_off(finished):
     assert len(rates) == 16 and (np.diff(rates)[1:] < 0).all() and rates[-1] < 0.11 * rates[0]
 
 
+@pytest.mark.pods
 def test_killed_anywhere_it_goes_on_to_the_same_bits(dataset, finished, tmp_path):
     """SIGKILL in a stage of the first half and in one of the second, after any of its files."""
     workdir, log = tmp_path / "rounds", tmp_path / "log"
@@ -107,6 +109,7 @@ def _files(folder):
     return sum(len(names) for _, _, names in os.walk(folder))
 
 
+@pytest.mark.pods
 def test_rounds_may_restart_the_schedule(dataset, tmp_path):
     workdir, log = tmp_path / "rounds", tmp_path / "log"
     changes = {"rounds": 2, "schedule": "restart", "restart_fraction": 0.25}
@@ -121,6 +124,7 @@ def test_rounds_may_restart_the_schedule(dataset, tmp_path):
     assert second["keep_moments"] and not first["keep_moments"]
 
 
+@pytest.mark.pods
 def test_processes_stop_together(dataset, finished, tmp_path):
     """Two go on behind what one did, and the first of them, which draws alone, finds a draw by
     another seed; the other one would go on with it."""

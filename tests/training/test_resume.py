@@ -83,6 +83,7 @@ def test_signals_save_and_leave_cleanly(dataset, one_device, tmp_path):
     assert_same_run(outcome(workdir), outcome(one_device))
 
 
+@pytest.mark.pods
 @pytest.mark.parametrize("devices", [1, 8])
 def test_killed_anywhere_it_goes_on_to_the_same_bits(dataset, tmp_path, devices, request):
     """Once after a random step, and once in the middle of an asynchronous save."""
