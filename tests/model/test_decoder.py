@@ -91,6 +91,19 @@ def test_remat_policies_recompute_what_they_say(plain, recomputed):
     assert extra["dots"] == 2 * half_square
 
 
+def test_what_is_kept_for_the_backward_pass():
+    """In bfloat16 nothing of the width of the feed-forward part is float32, and no matrix, which
+    would be one more copy of it."""
+    objective = Objective(Decoder(TINY, jnp.bfloat16), BEGIN, END, loss_chunk=16)
+    gradient = jax.make_jaxpr(jax.grad(lambda params: objective(params, ROWS)[0].total))
+    jaxpr = gradient(parameter_shapes(TINY)).jaxpr
+    forward = next(found for found, _ in equations(jaxpr) if found.primitive.name == "scan")
+    kept = [array.aval for array in forward.outvars[forward.params["num_carry"] :]]
+    wide = [aval.dtype for aval in kept if aval.shape[1:] == (2, 16, TINY.ffn_width)]
+    assert set(wide) == {jnp.dtype(jnp.bfloat16)}
+    assert not any(aval.ndim == 3 for aval in kept), kept
+
+
 def test_unknown_remat_is_refused():
     with pytest.raises(UserError, match=r"Hardware\.remat is 'some', expected one of none, full"):
         jax.eval_shape(Decoder(TINY, remat="some").apply, {"params": parameter_shapes(TINY)}, ROWS)

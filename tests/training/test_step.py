@@ -206,9 +206,9 @@ def test_bfloat16_is_for_computing_only():
     assert metrics.loss.dtype == metrics.gradient_norm.dtype == jnp.float32
 
 
-def test_devices_sum_gradients_of_parameters_in_float32(tmp_path):
+def test_devices_sum_gradients_in_float32_and_gather_in_bfloat16(tmp_path):
     """What they sum in bfloat16 are activations: 5 rows on each, and no size of the model is a
-    multiple of 5."""
+    multiple of 5. What they gather in float32 is no more than the scales of a norm."""
     step, mesh = build((2, 2, 2), dtype=jnp.bfloat16)
     rows = jax.ShapeDtypeStruct((1, 20, LENGTH + 1), jnp.int32)
     ids = jax.ShapeDtypeStruct(rows.shape[:2], jnp.int32)
@@ -216,10 +216,14 @@ def test_devices_sum_gradients_of_parameters_in_float32(tmp_path):
     with jax.set_mesh(mesh):
         state = abstract_state(Decoder(SHAPE, jnp.bfloat16), TRANSFORMATION, mesh)
         found = exchanged(step.lower(state, batch), tmp_path)
-    sums = {(dtype, size) for name, dtype, size in found if name != "all-gather"}
-    assert all(size % 5 == 0 for dtype, size in sums if dtype == "bf16")
+    sums = {
+        (dtype, size) for name, dtype, size in found if name in ("all-reduce", "reduce-scatter")
+    }
     gate, table = SHAPE.width * SHAPE.ffn_width // 2, SHAPE.padded_vocab * SHAPE.width // 4
     assert {("f32", gate), ("f32", table)} <= sums
+    assert all(size % 5 == 0 for dtype, size in sums if dtype == "bf16")
+    moved = found - {(name, *kind) for kind in sums for name in ("all-reduce", "reduce-scatter")}
+    assert max(size for _, dtype, size in moved if dtype == "f32") == SHAPE.width
 
 
 def test_random_parameters_are_the_same_on_every_mesh():
