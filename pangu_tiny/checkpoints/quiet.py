@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import orbax.checkpoint as ocp
+
 _LOGGERS = [logging.getLogger(name) for name in ("absl", "asyncio")]
 
 
@@ -42,16 +44,18 @@ def release_traces() -> None:
     _TRACES.records.clear()
 
 
-def ignore_closed_loops() -> None:
-    """Silences what TensorStore says, from its threads and once for each chunk under way, to the
-    event loop of a read or write that failed."""
-    if not isinstance(sys.unraisablehook, _WithoutClosedLoops):
-        sys.unraisablehook = _WithoutClosedLoops(sys.unraisablehook)
+def ignore_leftovers() -> None:
+    """Silences what the chunks that were under way print when a read or write has failed, each a
+    stack trace, once the event loop that they belong to is closed."""
+    if not isinstance(sys.unraisablehook, _WithoutLeftovers):
+        sys.unraisablehook = _WithoutLeftovers(sys.unraisablehook)
 
 
-class _WithoutClosedLoops(NamedTuple):
+class _WithoutLeftovers(NamedTuple):
     before: Callable[[Any], None]
 
     def __call__(self, unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        source = getattr(unraisable.object, "cr_code", None)
+        of_orbax = source and ocp.__path__[0] in source.co_filename
+        if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
             self.before(unraisable)

@@ -20,7 +20,7 @@ from etils import epath
 
 from pangu_tiny.checkpoints import checksums
 from pangu_tiny.checkpoints.checksums import MARK
-from pangu_tiny.checkpoints.quiet import ignore_closed_loops
+from pangu_tiny.checkpoints.quiet import ignore_leftovers
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import parameter_shapes
@@ -250,7 +250,7 @@ def restore(path: epath.Path, **items: Any) -> dict[str, Any]:
     Raises:
       UserError: a leaf is missing, left over, or of another shape or dtype than its target.
     """
-    ignore_closed_loops()
+    ignore_leftovers()
     arguments = {}
     for name, target in items.items():
         if target is True:

@@ -22,6 +22,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+import fsspec
 import numpy as np
 from etils import epath
 
@@ -219,9 +220,11 @@ def _changed(path: str) -> int:
     if path.startswith(TFDS):
         return 0
     try:
-        if "://" in path:
-            return epath.Path(path).stat().mtime * 10**9
-        return os.stat(path).st_mtime_ns  # epath knows whole seconds
+        # Not by epath, which knows whole seconds.
+        if "://" not in path:
+            return os.stat(path).st_mtime_ns
+        filesystem, name = fsspec.core.url_to_fs(path)
+        return round(filesystem.modified(name).timestamp() * 1e9)
     except OSError as error:
         raise unreadable(printable(path), error) from error
 

@@ -59,7 +59,8 @@ def prepare_data(
     """Tokenises and packs text into a dataset that `TokenDataset` and TFDS can open.
 
     The result depends on neither the number of processes nor on interruptions: run again, the
-    stage goes on after the last unit of text that it finished.
+    stage goes on after the last unit of text that it finished. Text that has changed since it was
+    read is refused.
 
     Args:
       text: .txt, .jsonl, .ndjson, .json (each .gz or .zst too) or .parquet files, folders or globs

@@ -54,7 +54,8 @@ def count_tokens(
     """Counts the ids that a tokenizer emits over text, or those of a token dataset.
 
     The result depends on neither the number of processes nor on interruptions: run again, the
-    stage goes on after the last unit of text that it finished.
+    stage goes on after the last unit of text that it finished. Text that has changed since it was
+    read is refused.
 
     Args:
       workdir: the folder to write, local or gs://.

@@ -13,7 +13,7 @@ import numpy as np
 from pangu_tiny.tokenizer import proto
 from pangu_tiny.tokenizer.model import Tokenizer
 
-_MUCH = 0.1  # share of a text that deserves a warning
+_SOME, _MUCH = 0.001, 0.1  # shares of a text that deserve a line, and a warning
 
 
 def unknown_bytes(
@@ -29,7 +29,7 @@ def unknown_bytes(
     places = np.flatnonzero(np.concatenate(ids) == tokenizer.unknown_id)
     ends = np.cumsum([len(ids_t) for ids_t in ids])
     for index in np.unique(np.searchsorted(ends, places, side="right")):
-        # What no other piece writes. Asking SentencePiece for each piece takes five times as long.
+        # What no other piece writes. SentencePiece tells the text of each piece five times slower.
         written = int(tokenizer.written_bytes[ids[index]].sum())
         found[index] = _size(tokenizer.normalize(texts[index])) - written
     return found
@@ -63,7 +63,7 @@ def unknown_share(*entries: Mapping[str, Any]) -> float:
 def unknown_lines(name: str, *entries: Mapping[str, Any]) -> list[str]:
     """A report's lines about the unknown text of a source."""
     share = unknown_share(*entries)
-    if not share:
+    if share <= _SOME:
         return []
     line = f"{share:.2%} of the text of {name} is unknown to the tokenizer, or in lone bytes"
     if share > _MUCH:

@@ -10,7 +10,7 @@ from etils import epath
 
 from pangu_tiny.checkpoints import checksums
 from pangu_tiny.checkpoints.checksums import AboutHandler, array_handler
-from pangu_tiny.checkpoints.quiet import hold_traces, ignore_closed_loops, release_traces
+from pangu_tiny.checkpoints.quiet import hold_traces, ignore_leftovers, release_traces
 from pangu_tiny.checkpoints.read import committed_steps, numbered, reason, restore, unreadable
 from pangu_tiny.checkpoints.write import chunk_by_layer
 from pangu_tiny.errors import UserError
@@ -69,7 +69,7 @@ class Writer:
         """
         self.wait()
         hold_traces()
-        ignore_closed_loops()
+        ignore_leftovers()
         try:
             self._manager.save(
                 step,
