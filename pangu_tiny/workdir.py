@@ -57,21 +57,35 @@ def claim(
     folder = absolute(workdir)
     marker = folder / _IDENTITY
     wanted = json.loads(json.dumps({"stage": stage, **identity}))
-    if not marker.exists():
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"workdir {workdir} is a file, expected a folder or a free name")
-        if folder.exists() and not all(map(_is_leftover, folder.iterdir())):
-            raise UserError(f"workdir {workdir} is not empty and was not made by {stage}")
-        folder.mkdir(parents=True, exist_ok=True)
-    lock(folder)
+    with _naming_what_cannot_be_written(folder):
+        if not marker.exists():
+            if folder.exists() and not folder.is_dir():
+                raise UserError(f"workdir {workdir} is a file, expected a folder or a free name")
+            if folder.exists() and not all(map(_is_leftover, folder.iterdir())):
+                raise UserError(f"workdir {workdir} is not empty and was not made by {stage}")
+            folder.mkdir(parents=True, exist_ok=True)
+        lock(folder)
     if (found := read_identity(folder)) is None:
-        write_atomically(marker, json.dumps(wanted, indent=2, sort_keys=True))
+        with _naming_what_cannot_be_written(folder):
+            write_atomically(marker, json.dumps(wanted, indent=2, sort_keys=True))
+    elif found.get("stage") != stage:
+        there = found.get("stage")
+        raise UserError(f"workdir {workdir} was made by {there}, expected a folder of {stage}")
     elif found != wanted:
         differing = [name for name in wanted if found.get(name) != wanted[name]]
         lines = [difference(found, wanted), *((advice or {}).get(name, "") for name in differing)]
         raise UserError(f"workdir {workdir} holds another run: {'; '.join(filter(None, lines))}")
     _describe(folder)
     return folder
+
+
+@contextlib.contextmanager
+def _naming_what_cannot_be_written(folder: epath.Path) -> Iterator[None]:
+    """For a folder without permission, or a bucket that is not there."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"workdir {folder} cannot be written: {error.strerror or error}") from error
 
 
 def claim_together(
@@ -119,10 +133,8 @@ def _leave_mark(mark: epath.Path) -> None:
             f"workdir {mark.parent} is not there, though process 0 has it: expected a folder that "
             f"all processes share"
         )
-    try:
+    with _naming_what_cannot_be_written(mark.parent):
         mark.write_text("")
-    except OSError as error:
-        raise UserError(f"workdir {mark.parent} cannot be written: {error.strerror}") from error
 
 
 def _check_seen(folder: epath.Path, marks: list[epath.Path]) -> None:

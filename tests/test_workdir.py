@@ -42,7 +42,7 @@ def test_another_configuration_is_refused_by_the_values_that_differ(tmp_path):
         "model.depth is 2 there, 3 here; model.heads is None there, 1 here"
     )
     assert read_identity(tmp_path / "w")["model"] == IDENTITY["model"]
-    with pytest.raises(UserError, match="stage is 'train' there, 'evaluate' here"):
+    with pytest.raises(UserError, match="was made by train, expected a folder of evaluate"):
         claim(tmp_path / "w", "evaluate", IDENTITY)
 
 

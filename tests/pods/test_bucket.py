@@ -6,9 +6,10 @@ import tensorstore
 from etils import epath
 
 from pangu_tiny.arrays import read_arrays, write_arrays
+from pangu_tiny.errors import UserError
 from pangu_tiny.training import metrics
 from pangu_tiny.training.metrics import MetricsLog, RowLosses, read_metrics, read_row_losses
-from pangu_tiny.workdir import replaced, write_atomically
+from pangu_tiny.workdir import claim, replaced, write_atomically
 
 pytestmark = pytest.mark.pods
 
@@ -103,3 +104,8 @@ def test_losses_of_rows(folder):
     assert read_row_losses(str(folder))["step"].tolist() == [0, 1]
     RowLosses(folder, 1)
     assert read_row_losses(str(folder))["step"].tolist() == [0]
+
+
+def test_a_bucket_that_is_not_there_is_named(bucket):
+    with pytest.raises(UserError, match="workdir gs://none-such/run cannot be written: "):
+        claim("gs://none-such/run", "train", {})
