@@ -165,7 +165,8 @@ class Decoder(nn.Module):
 
     Attributes:
       shape: the sizes.
-      dtype: of the matrix products and the residual stream; norms, softmax and loss are float32.
+      dtype: of the matrix products and the residual stream; norms, softmax, loss and the gradients
+        of parameters are float32.
       attention: back end, see `model/attention.py`.
       remat: "none" or a key of `REMAT_POLICIES`.
       unroll: blocks per step of the scan; 0 means all.

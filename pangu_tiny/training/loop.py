@@ -102,8 +102,8 @@ def train(
         learning rate, and the length of that schedule, where other runs share it; None is the end
         of this one.
       init: scheme of the random initialisation, see `model/init.py`.
-      dtype: of matrix products and activations, "float32" or "bfloat16"; parameters, norms,
-        softmax and loss are float32.
+      dtype: of matrix products and activations, "float32" or "bfloat16"; parameters and their
+        gradients, norms, softmax and loss are float32.
       z_loss: weight of the squared log-normaliser.
       seed: of initialisation and order.
       skip_nonfinite: leave out the update of a step whose loss or gradient is not finite, and

@@ -73,6 +73,7 @@ def make(folder: pathlib.Path) -> None:
     arrays |= {OUTSIDE: random.random(shape.width), "skip_1": random.random(shape.depth)}
     layers = list(range(shape.depth))
     facts = {"teacher": teacher.digest, "layers": layers, "method": "taylor", "model": None}
+    facts |= {"repeat_kv": False, "merge_kv": False, "output_grams": False}
     (folder / "importance").mkdir(exist_ok=True)
     Importance(facts, arrays).write(epath.Path(folder / "importance"))
     (folder / "tokenizer").mkdir(exist_ok=True)

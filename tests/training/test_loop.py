@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from tiny_runs import (
     EIGHT,
     RATE,
@@ -26,7 +27,7 @@ from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.topology.mesh import make_mesh
-from pangu_tiny.training import metrics, watch
+from pangu_tiny.training import loop, metrics, watch
 from pangu_tiny.training.checkpoints import Writer
 from pangu_tiny.training.optimizer import Optimizer
 from pangu_tiny.training.step import abstract_state
@@ -130,6 +131,14 @@ def back_to(workdir, step):
     for later in committed_steps(workdir / "checkpoints"):
         if later > step:
             shutil.rmtree(workdir / "checkpoints" / str(later))
+
+
+def test_a_damaged_note_of_the_hardware_is_said_and_written_anew(tmp_path, capsys):
+    """It decides nothing."""
+    (tmp_path / "hardware.json").touch()
+    for _ in range(2):
+        loop._note_hardware(epath.Path(tmp_path), Hardware(), 1)
+    assert capsys.readouterr().out.count("hardware.json is damaged: it is empty") == 1
 
 
 def test_changed_hardware_is_allowed_and_said(one_device, finished, dataset, tmp_path, capsys):
