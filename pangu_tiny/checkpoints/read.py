@@ -2,8 +2,8 @@
 
 A step's folder holds `params` (arrays; stacked leaves in chunks of one layer), `tokenizer` (its
 file as bytes), `about` (JSON: ModelShape, digests, marks, package versions) and, where training
-wrote it, `optimizer`, all with checksums (`checksums.py`). A folder counts as a checkpoint if all of
-it can be read.
+wrote it, `optimizer`, all with checksums (`checksums.py`). A folder counts as a checkpoint if all
+of it can be read.
 """
 
 import dataclasses
