@@ -7,49 +7,48 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from pangu_tiny import config, workdir
 from pangu_tiny.errors import UserError
 
-STAGES = {
-    "count-tokens": ("pangu_tiny.tokenizer.counting", "how often a tokenizer emits each id"),
-    "compress-tokenizer": ("pangu_tiny.tokenizer.compress", "a small tokenizer out of a big one"),
-    "prepare-data": ("pangu_tiny.data.prepare", "text to rows of token ids"),
-    "remap-dataset": ("pangu_tiny.data.remap", "rows of token ids to those of a small tokenizer"),
-    "import-hf": (
-        "pangu_tiny.convert.huggingface",
-        "a big model from Hugging Face's layout to a checkpoint",
-    ),
-    "rank-teacher": ("pangu_tiny.inherit.rank", "what matters in a big model"),
-    "inherit": ("pangu_tiny.inherit.cut", "a small checkpoint cut out of a big one"),
-    "train": ("pangu_tiny.training.loop", "rows of token ids to a checkpoint"),
-    "score-batches": ("pangu_tiny.rounds.score", "the loss of all that a round trained"),
-    "select-batches": (
-        "pangu_tiny.rounds.select",
-        "what the next round trains on, by these losses",
-    ),
-    "train-rounds": ("pangu_tiny.reproduce.rounds", "train, score, select, train, in one command"),
-    "evaluate": ("pangu_tiny.evaluation.perplexity", "held-out loss of a checkpoint"),
-    "generate": ("pangu_tiny.evaluation.generate", "text from a checkpoint"),
-    "reproduce": ("pangu_tiny.reproduce.recipe", "a whole recipe, from text to a report"),
-}
-"""Stage → module with the function of the same name, and what the stage does."""
 
-_NEEDS_DEVICES = (
-    "rank-teacher",
-    "train",
-    "score-batches",
-    "train-rounds",
-    "evaluate",
-    "generate",
-    "reproduce",
-)
-_ON_CPU = ("import-hf", "inherit")  # which know arrays and shapes, and need no accelerator
+class Stage(NamedTuple):
+    """A stage `x-y` is the function `x_y` in the file `ROOM/x_y.py`.
+
+    Attributes:
+      room: its package.
+      purpose: what it does, in a line.
+      devices: what it computes on: "all" that there are, of several processes too; "cpu", so that
+        no accelerator is taken or waited for; None for stages without JAX.
+    """
+
+    room: str
+    purpose: str
+    devices: str | None = None
+
+
+STAGES = {
+    "count-tokens": Stage("vocabulary", "how often a tokenizer emits each id"),
+    "compress-tokenizer": Stage("vocabulary", "a small tokenizer out of a big one"),
+    "prepare-data": Stage("data", "text to rows of token ids"),
+    "remap-dataset": Stage("vocabulary", "rows of token ids to those of a small tokenizer"),
+    "import-hf": Stage("convert", "a big model from Hugging Face's layout to a checkpoint", "cpu"),
+    "rank-teacher": Stage("inherit", "what matters in a big model", "all"),
+    "inherit": Stage("inherit", "a small checkpoint cut out of a big one", "cpu"),
+    "train": Stage("training", "rows of token ids to a checkpoint", "all"),
+    "score-batches": Stage("rounds", "the loss of all that a round trained", "all"),
+    "select-batches": Stage("rounds", "what the next round trains on, by these losses"),
+    "train-rounds": Stage("rounds", "train, score, select, train, in one command", "all"),
+    "evaluate": Stage("evaluation", "held-out loss of a checkpoint", "all"),
+    "generate": Stage("evaluation", "text from a checkpoint", "all"),
+    "reproduce": Stage("reproduce", "a whole recipe, from text to a report", "all"),
+}
 
 
 def find_stage(name: str) -> Callable[..., Any]:
-    return getattr(importlib.import_module(STAGES[name][0]), name.replace("-", "_"))
+    function = name.replace("-", "_")
+    return getattr(importlib.import_module(f"pangu_tiny.{STAGES[name].room}.{function}"), function)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,9 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, bindings: list[tuple[str, str]]) -> None:
-    if options.stage in _NEEDS_DEVICES:
+    devices = STAGES[options.stage].devices
+    if devices == "all":
         _start_devices(options)
-    elif options.stage in _ON_CPU:
+    elif devices == "cpu":
         _keep_to_the_cpu()
     likely_first = (options.stage, *STAGES)
     config.read(map(find_stage, likely_first), options.gin_file, bindings)
@@ -93,8 +93,8 @@ def _is_users(error: UserError | OSError) -> bool:
 
 def _end(options: argparse.Namespace, error: BaseException, code: int, trace: bool = False) -> int:
     """Tells the other processes of this run, if there are any, and does not come back then."""
-    if options.stage in _NEEDS_DEVICES:
-        from pangu_tiny.training import processes
+    if STAGES[options.stage].devices == "all":
+        from pangu_tiny.topology import processes
 
         if trace and processes.several():
             traceback.print_exception(error)
@@ -131,7 +131,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str
     stages = parser.add_subparsers(
         dest="stage", required=True, metavar="STAGE", parser_class=_StageParser
     )
-    for name, (_, purpose) in STAGES.items():
+    for name, (_, purpose, devices) in STAGES.items():
         stage = stages.add_parser(name, help=purpose)
         stage.add_argument(
             "--gin_file", action="append", default=[], help="a gin file; may be given again"
@@ -139,7 +139,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str
         stage.add_argument(
             "--debug", action="store_true", help="the whole stack trace where something is wrong"
         )
-        if name in _NEEDS_DEVICES:
+        if devices == "all":
             stage.add_argument(
                 "--distributed", action="store_true", help="several hosts, found by JAX itself"
             )
@@ -157,7 +157,6 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str
 
 
 def _keep_to_the_cpu() -> None:
-    """So that no accelerator is taken, nor waited for on other hosts."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")

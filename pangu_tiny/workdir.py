@@ -113,7 +113,7 @@ def claim_together(
 
 def _check_shared(folder: epath.Path) -> None:
     """Refuses a folder that is not one and the same for all processes, or not to be written."""
-    from pangu_tiny.training import processes
+    from pangu_tiny.topology import processes
 
     nonce = processes.from_first(lambda: uuid.uuid4().hex)
     marks = [folder / f".{nonce}.{index}.tmp" for index in range(processes.count())]

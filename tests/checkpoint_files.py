@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pangu_tiny.checkpoints.read import describe
+from pangu_tiny.checkpoints.run import Writer
 from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.program.optimizer import Optimizer
+from pangu_tiny.program.step import TrainState
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.training.checkpoints import Writer
-from pangu_tiny.training.optimizer import Optimizer
-from pangu_tiny.training.step import TrainState
 
 
 def flip(file: pathlib.Path) -> None:

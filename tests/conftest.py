@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from pangu_tiny.data.dataset import TokenDataset
-from pangu_tiny.data.prepare import prepare_data
+from pangu_tiny.data.prepare_data import prepare_data
 from pangu_tiny.tokenizer.model import Tokenizer, train_tokenizer
 
 REPOSITORY = pathlib.Path(__file__).parents[1]

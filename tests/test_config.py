@@ -11,7 +11,7 @@ import pytest
 from pangu_tiny import config
 from pangu_tiny.cli import STAGES, find_stage
 from pangu_tiny.errors import UserError
-from pangu_tiny.reproduce.stages import settings
+from pangu_tiny.rounds.stages import settings
 
 
 @dataclasses.dataclass(frozen=True)

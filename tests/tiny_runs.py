@@ -14,11 +14,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from pangu_tiny.data.dataset import TokenDataset
-from pangu_tiny.data.prepare import prepare_data
+from pangu_tiny.data.prepare_data import prepare_data
 from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.program.optimizer import Optimizer
 from pangu_tiny.topology.hardware import Hardware
-from pangu_tiny.training.loop import Trained, train
-from pangu_tiny.training.optimizer import Optimizer
+from pangu_tiny.training.train import Trained, train
 
 SHAPE = ModelShape(
     depth=2,

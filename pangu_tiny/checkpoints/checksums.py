@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
-from pangu_tiny.training.processes import first
+from pangu_tiny.topology.processes import first
 from pangu_tiny.workdir import write_atomically
 
 MARK = "_CHECKPOINT_METADATA"

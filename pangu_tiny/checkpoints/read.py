@@ -28,7 +28,7 @@ from pangu_tiny.model.decoder import parameter_shapes
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.tokenizer_json import TokenizerJson
-from pangu_tiny.training.processes import from_first
+from pangu_tiny.topology.processes import from_first
 from pangu_tiny.workdir import absolute
 
 

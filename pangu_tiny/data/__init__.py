@@ -1,1 +1,1 @@
-"""Text in, rows of token ids out. Knows nothing of models."""
+"""Rows of token ids: made of text, read in any order. Knows nothing of models."""

@@ -32,7 +32,7 @@ class TokenDataset:
 
     Attributes:
       path: the folder.
-      description: the whole of its dataset.json (see `pangu_tiny.data.prepare`).
+      description: the whole of its dataset.json (see `pangu_tiny.data.prepare_data`).
       digest: sha256 of the contents; the same for the same rows, wherever they lie.
       sequence_length: targets of a row; a row has one id more.
       vocab_size, begin_id, end_id, tokenizer_digest: of the tokenizer that wrote the ids.

@@ -8,9 +8,9 @@ from etils import epath
 
 from pangu_tiny.data import records, rows
 from pangu_tiny.data.dataset import DESCRIPTION, TokenDataset
-from pangu_tiny.data.left_out import count_skipped, left_out_lines, skipped_lines
 from pangu_tiny.data.shards import SPLITS
 from pangu_tiny.errors import UserError
+from pangu_tiny.text.left_out import count_skipped, left_out_lines, skipped_lines
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.unknown import unknown_lines
 from pangu_tiny.workdir import write_atomically

@@ -17,9 +17,9 @@ from array_record.python import array_record_module
 from etils import epath
 
 from pangu_tiny.data import records, rows
-from pangu_tiny.data.changes import Reader, Reading
-from pangu_tiny.data.text import Unit, batches, is_held_out
 from pangu_tiny.errors import UserError
+from pangu_tiny.text.changes import Reader, Reading
+from pangu_tiny.text.documents import Unit, batches, is_held_out
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.unknown import text_bytes, unknown_bytes
 from pangu_tiny.workdir import write_atomically

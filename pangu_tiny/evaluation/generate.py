@@ -15,7 +15,7 @@ from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Cache, Decoder, empty_cache, project
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.tokenizer_json import TokenizerJson
-from pangu_tiny.training import processes
+from pangu_tiny.topology import processes
 from pangu_tiny.workdir import claim, write_atomically
 
 _CACHE_MULTIPLE = 64  # so that prompts of about the same length share a compiled step

@@ -17,7 +17,7 @@ from pangu_tiny.checkpoints.read import Checkpoint
 from pangu_tiny.checkpoints.write import Part, parts_of
 from pangu_tiny.errors import UserError
 from pangu_tiny.inherit.correction import OUTPUTS, Correction
-from pangu_tiny.inherit.cutlist import CutList, Index
+from pangu_tiny.inherit.cut_list import CutList, Index
 from pangu_tiny.model.decoder import PARAMETER_AXES, parameter_shapes
 from pangu_tiny.model.init import SERIES_STD, STD
 from pangu_tiny.model.shape import ModelShape

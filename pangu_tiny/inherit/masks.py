@@ -29,8 +29,8 @@ from pangu_tiny.errors import UserError
 from pangu_tiny.inherit.measure import mean_loss
 from pangu_tiny.inherit.structures import apply_masks
 from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.program.step import Objective
 from pangu_tiny.topology.mesh import named_sharding
-from pangu_tiny.training.step import Objective
 
 START = ("zero", "taylor")
 

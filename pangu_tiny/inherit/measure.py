@@ -19,10 +19,10 @@ from pangu_tiny.data.rows import Marked, read_marks
 from pangu_tiny.inherit.layers import WINDOWS
 from pangu_tiny.inherit.structures import OUTSIDE, apply_masks, sum_by_structure, with_groups
 from pangu_tiny.model.decoder import Decoder
+from pangu_tiny.program.step import Objective
 from pangu_tiny.progress import Progress
 from pangu_tiny.topology.mesh import AXES, named_sharding
-from pangu_tiny.training.processes import alone, first, from_first
-from pangu_tiny.training.step import Objective
+from pangu_tiny.topology.processes import alone, first, from_first
 
 Measure = Callable[[dict[str, Any], jax.Array], dict[str, Any]]
 """Parameters and rows [a, b, t + 1] to figures by name."""

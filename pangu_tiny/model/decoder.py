@@ -19,8 +19,8 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pangu_tiny.errors import UserError
-from pangu_tiny.model.attention import attention, lookup, masked_attention
 from pangu_tiny.model.init import apply_scheme, matrix_init
+from pangu_tiny.model.kernels import attention, lookup, masked_attention
 from pangu_tiny.model.layers import (
     AugmentedShortcut,
     FeedForward,
@@ -167,7 +167,7 @@ class Decoder(nn.Module):
       shape: the sizes.
       dtype: of the matrix products and the residual stream; norms, softmax, loss and the gradients
         of parameters are float32.
-      attention: back end, see `model/attention.py`.
+      attention: back end, see `model/kernels.py`.
       remat: "none" or a key of `REMAT_POLICIES`.
       unroll: blocks per step of the scan; 0 means all.
 

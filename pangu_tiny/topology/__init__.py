@@ -1,1 +1,1 @@
-"""Meshes and the rules that lay logical axes on them."""
+"""Devices and processes: meshes, the rules that lay logical axes on them. Knows no model."""

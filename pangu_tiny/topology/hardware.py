@@ -15,7 +15,7 @@ class Hardware:
         accumulation follows from it and the global batch.
       remat: what the backward pass recomputes: "none", "full", "dots" (keeps the matrix products)
         or "attention" (keeps only the output of attention).
-      attention: back end, see `model/attention.py`.
+      attention: back end, see `model/kernels.py`.
       unroll: blocks per step of the scan over depth; 0 unrolls it all, which is fastest on a CPU
         and slowest to compile.
       loss_chunk: tokens per device whose logits exist at one time.

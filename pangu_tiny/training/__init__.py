@@ -1,1 +1,1 @@
-"""Training: step, loop, optimizer, checkpoints, metrics. Knows nothing of tokenizers."""
+"""Training: the stage, and what it leaves behind. Knows nothing of tokenizers."""

@@ -8,9 +8,9 @@ from jax.sharding import Mesh
 
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import held_out_batches
+from pangu_tiny.program.feed import Feed, most_scored_at_once
 from pangu_tiny.progress import Progress
 from pangu_tiny.topology.mesh import batch_shards
-from pangu_tiny.training.feed import Feed, most_scored_at_once
 from pangu_tiny.training.metrics import bits_per_byte
 
 

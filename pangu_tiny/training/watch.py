@@ -9,12 +9,15 @@ import jax
 from etils import epath
 
 from pangu_tiny.checkpoints.read import committed_steps
+from pangu_tiny.checkpoints.run import Writer
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.program.feed import Feed
+from pangu_tiny.program.optimizer import Optimizer
+from pangu_tiny.program.step import Metrics
 from pangu_tiny.progress import Progress
-from pangu_tiny.training.checkpoints import Writer
-from pangu_tiny.training.feed import Feed
+from pangu_tiny.topology.processes import alone, say
 from pangu_tiny.training.held_out import HeldOut
 from pangu_tiny.training.metrics import (
     MFU_FORMULA,
@@ -22,9 +25,6 @@ from pangu_tiny.training.metrics import (
     RowLosses,
     peak_flops,
 )
-from pangu_tiny.training.optimizer import Optimizer
-from pangu_tiny.training.processes import alone, say
-from pangu_tiny.training.step import Metrics
 
 
 class Watch:

@@ -19,15 +19,16 @@ import time
 
 import tokenizers
 
-from pangu_tiny.data.text import held_out
 from pangu_tiny.errors import UserError
-from pangu_tiny.tokenizer import huggingface, proto
-from pangu_tiny.tokenizer.counting import count_tokens
-from pangu_tiny.tokenizer.counts import read_counts
-from pangu_tiny.tokenizer.cut import TOKENIZER, Cut, IdMap, id_map
+from pangu_tiny.text.documents import held_out
+from pangu_tiny.tokenizer import proto
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.tokenizer.prune import METHODS
-from pangu_tiny.tokenizer.vocabulary import Vocabulary
+from pangu_tiny.vocabulary import huggingface
+from pangu_tiny.vocabulary.count_tokens import count_tokens
+from pangu_tiny.vocabulary.counts import read_counts
+from pangu_tiny.vocabulary.id_map import TOKENIZER, Cut, IdMap, id_map
+from pangu_tiny.vocabulary.pieces import Vocabulary
+from pangu_tiny.vocabulary.prune import METHODS
 
 SIZES = {103168: (48000, 24000), 32000: (16000,)}
 HELD_OUT = 0.1

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.program.optimizer import Optimizer
+from pangu_tiny.program.step import Batch, Objective, TrainState, init_params, train_step
 from pangu_tiny.topology.mesh import make_mesh
-from pangu_tiny.training.optimizer import Optimizer
-from pangu_tiny.training.step import Batch, Objective, TrainState, init_params, train_step
 
 ROWS, LENGTH, REPEATS = 4, 128, 5
 

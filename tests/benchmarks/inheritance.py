@@ -26,15 +26,15 @@ def run(options: argparse.Namespace, method: str, seed: int) -> dict[str, float]
     "calibrated" norms."""
     from pangu_tiny import config
     from pangu_tiny.checkpoints.read import open_checkpoint
-    from pangu_tiny.evaluation.perplexity import evaluate
-    from pangu_tiny.inherit.cut import inherit
+    from pangu_tiny.evaluation.evaluate import evaluate
+    from pangu_tiny.inherit.inherit import inherit
     from pangu_tiny.inherit.layers import LayerChoice
     from pangu_tiny.inherit.masks import MaskTraining
-    from pangu_tiny.inherit.rank import rank_teacher
+    from pangu_tiny.inherit.rank_teacher import rank_teacher
+    from pangu_tiny.program.optimizer import Optimizer
     from pangu_tiny.topology.hardware import Hardware
-    from pangu_tiny.training.loop import train
     from pangu_tiny.training.metrics import read_metrics
-    from pangu_tiny.training.optimizer import Optimizer
+    from pangu_tiny.training.train import train
 
     def bound(hardware: Hardware) -> None: ...
 

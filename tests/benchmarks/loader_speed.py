@@ -16,7 +16,7 @@ import numpy as np
 
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import batches
-from pangu_tiny.data.prepare import prepare_data
+from pangu_tiny.data.prepare_data import prepare_data
 
 
 def main() -> None:

@@ -74,8 +74,8 @@ class Experiment:
         from pangu_tiny import config
         from pangu_tiny.data.dataset import TokenDataset
         from pangu_tiny.model.shape import ModelShape
+        from pangu_tiny.program.optimizer import Optimizer
         from pangu_tiny.topology.hardware import Hardware
-        from pangu_tiny.training.optimizer import Optimizer
 
         def bound(hardware: Hardware) -> None: ...
 
@@ -99,7 +99,7 @@ class Experiment:
 
     def run(self, protocol: str, row: Row) -> dict[str, Any]:
         """One row: bits per byte held out, the first round's losses at the end, by part, steps."""
-        from pangu_tiny.rounds.select import select_batches
+        from pangu_tiny.rounds.select_batches import select_batches
         from pangu_tiny.training.metrics import read_metrics
 
         steps = self._options.steps
@@ -156,7 +156,7 @@ class Experiment:
         }
 
     def _train(self, name: str, steps: int, changes: dict[str, Any]) -> str:
-        from pangu_tiny.training.loop import train
+        from pangu_tiny.training.train import train
 
         folder = pathlib.Path(self._options.workdir) / f"seed_{self._seed}" / name
         settings = {"optimizer": self._optimizer, **changes}
@@ -179,7 +179,7 @@ class Experiment:
         return str(folder)
 
     def _score(self, model: str, first: str, unit: str) -> pathlib.Path:
-        from pangu_tiny.rounds.score import score_batches
+        from pangu_tiny.rounds.score_batches import score_batches
 
         folder = pathlib.Path(f"{model}-scores-{unit}")
         score_batches(model, self._options.data, str(folder), self._hardware, unit, round_of=first)

@@ -64,7 +64,7 @@ def _write(folder, unit, batches, global_batch, units, kind, count_kind):
 def _select(folder: str) -> tuple[int, float]:
     """Peak resident bytes and seconds of a process that draws from these scores."""
     code = (
-        "from pangu_tiny.rounds.select import select_batches\n"
+        "from pangu_tiny.rounds.select_batches import select_batches\n"
         f"select_batches({folder!r}, {folder + '/index'!r})\n"
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )

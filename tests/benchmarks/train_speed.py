@@ -49,11 +49,11 @@ def make_pangu_tiny(name: str) -> Callable[[], float]:
     from pangu_tiny import config
     from pangu_tiny.model.decoder import Decoder
     from pangu_tiny.model.shape import ModelShape
+    from pangu_tiny.program.feed import Feed
+    from pangu_tiny.program.optimizer import Optimizer
+    from pangu_tiny.program.step import Objective, init_state, train_step
     from pangu_tiny.topology.hardware import Hardware
     from pangu_tiny.topology.mesh import make_mesh
-    from pangu_tiny.training.feed import Feed
-    from pangu_tiny.training.optimizer import Optimizer
-    from pangu_tiny.training.step import Objective, init_state, train_step
 
     def bound(hardware: Hardware) -> None: ...
 

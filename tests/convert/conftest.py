@@ -7,7 +7,7 @@ from hf_models import CONFIG, draw
 from safetensors.numpy import save_file
 
 from pangu_tiny.checkpoints.read import open_checkpoint
-from pangu_tiny.convert.huggingface import import_hf
+from pangu_tiny.convert.import_hf import import_hf
 from pangu_tiny.errors import UserError
 
 

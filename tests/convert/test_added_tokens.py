@@ -8,7 +8,7 @@ from hf_models import CONFIG, EMBEDDING, HEAD, SHAPE, draw
 
 from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.convert.added_tokens import added_tokens
-from pangu_tiny.convert.huggingface import import_hf
+from pangu_tiny.convert.import_hf import import_hf
 from pangu_tiny.errors import UserError
 
 TIKTOKEN = b"IQ== 0\nIg== 1\n"

@@ -20,8 +20,8 @@ from pangu_tiny.errors import UserError
 from pangu_tiny.evaluation.generate import check_sampling, draw, generate, sample
 from pangu_tiny.model.decoder import Decoder, logits
 from pangu_tiny.model.shape import ModelShape
-from pangu_tiny.tokenizer import huggingface
 from pangu_tiny.tokenizer.model import Tokenizer
+from pangu_tiny.vocabulary import huggingface
 
 PROBABILITIES = np.array([0.05, 0.4, 0.1, 0.15, 0.3])
 LOGITS = jnp.asarray(np.log(PROBABILITIES) + 3.0, jnp.float32)

@@ -5,7 +5,7 @@ import itertools
 from pangu_tiny.data.loader import batches
 from pangu_tiny.inherit.layers import LayerChoice
 from pangu_tiny.inherit.masks import MaskTraining
-from pangu_tiny.inherit.rank import rank_teacher
+from pangu_tiny.inherit.rank_teacher import rank_teacher
 from pangu_tiny.topology.hardware import Hardware
 
 EIGHT = Hardware(data=1, fsdp=4, tensor=2, per_device_batch=1)

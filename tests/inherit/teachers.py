@@ -11,7 +11,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from pangu_tiny.checkpoints.write import Part, parts_of, write_parts
-from pangu_tiny.inherit.cutlist import CutList
+from pangu_tiny.inherit.cut_list import CutList
 from pangu_tiny.inherit.structures import apply_masks, masked_shape, select_layers
 from pangu_tiny.model.decoder import Decoder, logits
 from pangu_tiny.model.shape import ModelShape

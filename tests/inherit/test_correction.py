@@ -19,11 +19,11 @@ from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.data.rows import read_marks
 from pangu_tiny.errors import UserError
 from pangu_tiny.inherit import measure
-from pangu_tiny.inherit import rank as rank_module
+from pangu_tiny.inherit import rank_teacher as rank_module
 from pangu_tiny.inherit.correction import OUTPUTS, least_squares
-from pangu_tiny.inherit.cut import inherit
-from pangu_tiny.inherit.cutlist import CutList
+from pangu_tiny.inherit.cut_list import CutList
 from pangu_tiny.inherit.importance import Importance
+from pangu_tiny.inherit.inherit import inherit
 from pangu_tiny.inherit.layers import LayerChoice
 from pangu_tiny.inherit.structures import select_layers
 from pangu_tiny.model.decoder import Attention, Decoder

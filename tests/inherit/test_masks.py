@@ -14,7 +14,7 @@ from teachers import masked, random_scores, save
 
 from pangu_tiny.data.loader import batches
 from pangu_tiny.errors import UserError
-from pangu_tiny.inherit.cutlist import plan
+from pangu_tiny.inherit.cut_list import plan
 from pangu_tiny.inherit.layers import LayerChoice
 from pangu_tiny.inherit.masks import (
     MaskTraining,
@@ -26,12 +26,12 @@ from pangu_tiny.inherit.masks import (
     soft_top,
     targets,
 )
-from pangu_tiny.inherit.rank import rank_teacher
+from pangu_tiny.inherit.rank_teacher import rank_teacher
 from pangu_tiny.inherit.structures import masked_shape
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.program.step import Objective
 from pangu_tiny.topology.hardware import Hardware
-from pangu_tiny.training.step import Objective
 
 hard, soft = jax.jit(hard_top), jax.jit(soft_top)
 

@@ -13,14 +13,14 @@ from teachers import KINDS, save
 from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import UserError
-from pangu_tiny.inherit.cut import inherit
-from pangu_tiny.inherit.cutlist import CutList
+from pangu_tiny.inherit.cut_list import CutList
+from pangu_tiny.inherit.inherit import inherit
 from pangu_tiny.inherit.layers import LayerChoice
 from pangu_tiny.inherit.masks import MaskTraining
-from pangu_tiny.inherit.rank import rank_teacher
-from pangu_tiny.tokenizer.compress import compress_tokenizer
-from pangu_tiny.tokenizer.counting import count_tokens
+from pangu_tiny.inherit.rank_teacher import rank_teacher
 from pangu_tiny.topology.hardware import Hardware
+from pangu_tiny.vocabulary.compress_tokenizer import compress_tokenizer
+from pangu_tiny.vocabulary.count_tokens import count_tokens
 
 SIZE = 290
 

@@ -22,7 +22,7 @@ from pangu_tiny.model.decoder import (
     parameter_shapes,
     project,
 )
-from pangu_tiny.training.step import Objective
+from pangu_tiny.program.step import Objective
 
 BEGIN, END = 1, 2
 IDS = np.random.default_rng(0).integers(3, TINY.vocab_size, (2, 17))

@@ -14,7 +14,7 @@ from shapes import TINY, random_params
 from pangu_tiny.model import decoder, layers
 from pangu_tiny.model.decoder import Decoder, Embedding
 from pangu_tiny.model.layers import RMSNorm, series_silu
-from pangu_tiny.training.loss import cross_entropy
+from pangu_tiny.program.loss import cross_entropy
 
 B, T = 512, 16
 SHAPE = dataclasses.replace(TINY, depth=1)

@@ -14,9 +14,9 @@ from shapes import TINY, draw_params
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.model.init import SCHEMES, SERIES_STD, STD, check_scheme
+from pangu_tiny.program.optimizer import Optimizer
+from pangu_tiny.program.step import init_state
 from pangu_tiny.topology.mesh import make_mesh
-from pangu_tiny.training.optimizer import Optimizer
-from pangu_tiny.training.step import init_state
 
 RESIDUAL_OUTPUTS = ("blocks/attention/out", "blocks/ffn/down")
 CONSTANTS = {"scale": 1.0, "series_bias": 0.0}

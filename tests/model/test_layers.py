@@ -19,7 +19,7 @@ from pangu_tiny.model.layers import (
     rope_tables,
     series_silu,
 )
-from pangu_tiny.training.optimizer import Optimizer
+from pangu_tiny.program.optimizer import Optimizer
 
 RANDOM = np.random.default_rng(0)
 

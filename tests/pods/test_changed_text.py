@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 
 from pangu_tiny.errors import UserError
-from pangu_tiny.tokenizer.counting import count_tokens
+from pangu_tiny.vocabulary.count_tokens import count_tokens
 
 pytestmark = pytest.mark.pods
 

@@ -11,13 +11,13 @@ from safetensors.numpy import save_file
 from tiny_runs import EIGHT, assert_same_bits, command, run, start, start_together, state_of
 
 from pangu_tiny.checkpoints.read import is_finished, numbered, open_checkpoint
-from pangu_tiny.convert.huggingface import import_hf
+from pangu_tiny.convert.import_hf import import_hf
 from pangu_tiny.convert.llama import tensors
-from pangu_tiny.evaluation.perplexity import evaluate
-from pangu_tiny.inherit.cut import inherit
+from pangu_tiny.evaluation.evaluate import evaluate
+from pangu_tiny.inherit.inherit import inherit
 from pangu_tiny.inherit.layers import LayerChoice
 from pangu_tiny.inherit.masks import MaskTraining
-from pangu_tiny.inherit.rank import rank_teacher
+from pangu_tiny.inherit.rank_teacher import rank_teacher
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.rounds.scores import Scores
 from pangu_tiny.training.metrics import read_metrics, read_row_losses

@@ -4,8 +4,8 @@ that read."""
 import pytest
 import tiny_runs
 
-from pangu_tiny.data.prepare import prepare_data
-from pangu_tiny.rounds.score import score_batches
+from pangu_tiny.data.prepare_data import prepare_data
+from pangu_tiny.rounds.score_batches import score_batches
 
 STEPS = 12
 ORDER = {"seed": 3, "mixture": {"b": 1.0, "c": 2.0}}

@@ -10,9 +10,9 @@ from pangu_tiny.data.loader import row_order
 from pangu_tiny.data.round import Round
 from pangu_tiny.data.round_index import RoundIndex
 from pangu_tiny.errors import UserError
-from pangu_tiny.rounds.select import select_batches
+from pangu_tiny.program.optimizer import Optimizer
+from pangu_tiny.rounds.select_batches import select_batches
 from pangu_tiny.training.metrics import read_row_losses
-from pangu_tiny.training.optimizer import Optimizer
 
 ORDER = {"seed": 3, "mixture": {"b": 1.0, "c": 2.0}, "shuffle": True}
 STEPS, BATCH = 12, tiny_runs.SETTINGS["global_batch"]

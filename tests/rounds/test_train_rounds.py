@@ -13,11 +13,11 @@ import tiny_runs
 from pangu_tiny import cli
 from pangu_tiny.data.round_index import RoundIndex
 from pangu_tiny.errors import UserError
-from pangu_tiny.reproduce.rounds import train_rounds
+from pangu_tiny.program.optimizer import Optimizer
 from pangu_tiny.rounds.scores import Scores
+from pangu_tiny.rounds.train_rounds import train_rounds
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.training.metrics import read_metrics, read_row_losses
-from pangu_tiny.training.optimizer import Optimizer
 from pangu_tiny.workdir import read_identity
 
 STEPS, LATER = 8, 4

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pangu_tiny.data.dataset import TokenDataset
-from pangu_tiny.data.remap import remap_dataset
 from pangu_tiny.model.shape import ModelShape
-from pangu_tiny.tokenizer.compress import compress_tokenizer
-from pangu_tiny.tokenizer.counting import count_tokens
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.unknown import text_bytes, unknown_bytes, unknown_share
+from pangu_tiny.vocabulary.compress_tokenizer import compress_tokenizer
+from pangu_tiny.vocabulary.count_tokens import count_tokens
+from pangu_tiny.vocabulary.remap_dataset import remap_dataset
 
 _LETTERS = "abc \n\t世é\u0301①ﬀ🙂、　▁\u200b각ᄀ"  # known, unknown, and what a normaliser changes
 

@@ -15,10 +15,10 @@ from tiny_runs import SHAPE
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.rows import read_marks
 from pangu_tiny.model.decoder import Decoder
+from pangu_tiny.program.step import Objective, score_step
 from pangu_tiny.topology.mesh import make_mesh
 from pangu_tiny.training import held_out
 from pangu_tiny.training.held_out import score_held_out
-from pangu_tiny.training.step import Objective, score_step
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ from checkpoint_files import flip
 from tiny_runs import EIGHT, SETTINGS, command, start_together
 
 from pangu_tiny.checkpoints.read import committed_steps
-from pangu_tiny.training import metrics, processes
+from pangu_tiny.topology import processes
+from pangu_tiny.training import metrics
 
 STEPS = SETTINGS["steps"]
 

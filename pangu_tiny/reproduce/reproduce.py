@@ -1,0 +1,117 @@
+"""The stage `reproduce`: a whole recipe, from text to a report, in one command."""
+
+import os
+import time
+from typing import Any
+
+from etils import epath
+
+from pangu_tiny import config
+from pangu_tiny.data.prepare_data import prepare_data
+from pangu_tiny.errors import UserError
+from pangu_tiny.evaluation.evaluate import evaluate
+from pangu_tiny.evaluation.generate import generate
+from pangu_tiny.reproduce.corpus import write_python_library
+from pangu_tiny.reproduce.report import Sample, write_report
+from pangu_tiny.rounds.stages import run
+from pangu_tiny.rounds.train_rounds import train_rounds
+from pangu_tiny.text.sources import Text
+from pangu_tiny.topology import processes
+from pangu_tiny.vocabulary.compress_tokenizer import compress_tokenizer
+from pangu_tiny.vocabulary.count_tokens import count_tokens
+
+
+def reproduce(
+    workdir: str, text: Text | None = None, prompts: list[str] | None = None
+) -> dict[str, Any]:
+    """Cuts a tokenizer, prepares text, trains in rounds, evaluates, draws samples, and writes
+    `report.html`.
+
+    The big tokenizer is the one bound for prepare-data, or is trained there; text is prepared with
+    it, counted, and prepared once more with what compress-tokenizer makes of it.
+
+    Every stage takes its own bindings (`prepare_data.vocab_size`, `train.steps`, …) and writes a
+    folder of its own below `workdir`; run again, the stages that are done are not done twice.
+
+    Args:
+      workdir: the folder for everything.
+      text: as prepare-data takes it; None is the library of this Python installation, so that
+        nothing has to be downloaded.
+      prompts: beginnings that the model continues in the report.
+
+    Returns:
+      What `evaluate` found.
+
+    Raises:
+      UserError: of any of the stages, the training was stopped, or there is more than one host.
+    """
+    if processes.several():
+        raise UserError(
+            f"reproduce runs on one host, found {processes.count()} processes; on several, run "
+            f"prepare-data once, and then train and evaluate on all of them"
+        )
+    folder = epath.Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    if text is None:
+        write_python_library(folder / "corpus.jsonl")
+        text = os.fspath(folder / "corpus.jsonl")
+    big, counts, compact, data, model = (
+        os.fspath(folder / name) for name in ("big_data", "counts", "tokenizer", "data", "model")
+    )
+    given, _ = config.arguments(prepare_data, text=text, workdir=big)
+    reading = {name: value for name, value in given.items() if name == "text_key"}
+    run("1/7 prepare-data, with the big tokenizer", prepare_data, text=text, workdir=big)
+    run(
+        "2/7 count-tokens",
+        count_tokens,
+        workdir=counts,
+        dataset=big,
+        text=None,
+        tokenizer=None,
+    )
+    run(
+        "3/7 compress-tokenizer",
+        compress_tokenizer,
+        workdir=compact,
+        counts=counts,
+        tokenizer=f"{big}/tokenizer.model",
+        text=text,
+        **reading,
+    )
+    run(
+        "4/7 prepare-data, with the compact tokenizer",
+        prepare_data,
+        text=text,
+        workdir=data,
+        tokenizer=f"{compact}/tokenizer.model",
+        vocab_size=None,
+    )
+    trained = run("5/7 train-rounds", train_rounds, dataset=data, workdir=model)
+    if trained.stopped or trained.step < trained.steps:
+        raise UserError(f"stopped at step {trained.step} of {trained.steps}; run again to go on")
+    evaluated = os.fspath(folder / "evaluation")
+    model = trained.checkpoint
+    result = run("6/7 evaluate", evaluate, checkpoint=model, dataset=data, workdir=evaluated)
+    print("\n7/7 generate")
+    samples = []
+    for prompt in prompts or [""]:
+        continuation = run("", generate, checkpoint=model, prompt=prompt)
+        samples.append(Sample(prompt, continuation))
+    report = write_report(folder, result, samples)
+    print(
+        f"\n{result['bits_per_byte']:.3f} bits per byte on held-out documents; gzip -9 takes "
+        f"{result['gzip_9_bits_per_byte']:.3f}, xz -9 {result['xz_9_bits_per_byte']:.3f}"
+        f"\nafter {time.monotonic() - started:.0f} s"
+        f"\n  report       {report}"
+        f"\n  checkpoint   {model}"
+        f"\n  data         {data}"
+        f"\n  tokenizer    {compact}/report.html"
+        f"\n  TensorBoard  tensorboard --logdir {folder / 'model'}"
+        f"\nMore text from it:"
+        f"\n  pangu-tiny generate --gin.generate.checkpoint={model} --gin.generate.prompt='def '"
+        f"\nThe same on text of your own (.txt, .jsonl, .parquet, a folder of them):"
+        f"\n  pangu-tiny reproduce --gin_file=recipes/laptop.gin --gin.reproduce.text=PATH "
+        f"--gin.reproduce.workdir=runs/mine"
+    )
+    return result

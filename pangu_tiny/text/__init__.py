@@ -1,0 +1,1 @@
+"""Text in, whatever it is stored as. Knows no tokenizer."""

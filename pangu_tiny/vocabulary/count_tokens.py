@@ -1,0 +1,261 @@
+"""The stage that counts how often a tokenizer emits each id over a corpus (see `counts.py`)."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from pangu_tiny.data.dataset import TokenDataset
+from pangu_tiny.errors import UserError
+from pangu_tiny.jobs import run_jobs
+from pangu_tiny.text.changes import Reader, Reading, TextRecord
+from pangu_tiny.text.documents import (
+    Unit,
+    batches,
+    check_reading,
+    document_digest,
+    is_held_out,
+    split_units,
+)
+from pangu_tiny.text.left_out import left_out_lines, skipped_lines
+from pangu_tiny.text.sources import Text, find_sources, left_out_files
+from pangu_tiny.tokenizer.model import Tokenizer
+from pangu_tiny.tokenizer.unknown import text_bytes, unknown_bytes, unknown_lines
+from pangu_tiny.vocabulary.counts import (
+    DESCRIPTION,
+    SourceCounts,
+    load,
+    read_counts,
+    save,
+    write_counts,
+)
+from pangu_tiny.workdir import claim, read_identity, read_json
+
+_UNITS = "units"
+
+
+def count_tokens(
+    workdir: str,
+    text: Text | None = None,
+    tokenizer: str | None = None,
+    dataset: str | None = None,
+    held_out_fraction: float = 0.01,
+    processes: int | None = None,
+    bad_utf8: str = "skip",
+    text_key: str = "text",
+    unit_bytes: int | None = None,
+    runner: str | None = None,
+    runner_options: list[str] | None = None,
+) -> dict[str, Any]:
+    """Counts the ids that a tokenizer emits over text, or those of a token dataset.
+
+    The result depends on neither the number of processes nor on interruptions: run again, the
+    stage goes on after the last unit of text that it finished. Text that has changed since it was
+    read is refused.
+
+    Args:
+      workdir: the folder to write, local or gs://.
+      text: as prepare-data takes it; or
+      dataset: a folder that prepare-data wrote, whose training split is counted without text.
+      tokenizer: the SentencePiece model file; a dataset has its own.
+      held_out_fraction: share of documents that are not counted, by the rule of prepare-data; a
+        dataset was split before.
+      processes: worker processes; all cores by default.
+      bad_utf8: "skip" (and count) documents that are not UTF-8, or "fail".
+      text_key: the JSON key, Parquet column or TFDS feature that holds the text.
+      unit_bytes: text that is counted at a time; by default as prepare-data cuts it.
+      runner: counts with Apache Beam on that runner (DirectRunner, DataflowRunner, FlinkRunner,
+        SparkRunner, …) instead of on this machine's cores; text and workdir must lie where its
+        workers can reach them, with this package installed there. Equal counts; an interrupted
+        pipeline starts over.
+      runner_options: its flags, such as ['--project=P', '--region=R', '--temp_location=gs://…'].
+
+    Returns:
+      What counts.json holds.
+
+    Raises:
+      UserError: of the arguments, the text or the workdir, or there is nothing to count.
+    """
+    check_reading("count_tokens", held_out_fraction, processes, bad_utf8, unit_bytes=unit_bytes)
+    if runner_options and runner is None:
+        raise UserError("count_tokens.runner_options are those of a runner; expected one too")
+    if (text is None) == (dataset is None) or (text is None) != (tokenizer is None):
+        raise UserError(
+            f"count_tokens has text = {text!r}, tokenizer = {tokenizer!r}, dataset = {dataset!r};"
+            " expected text and tokenizer, or a dataset alone"
+        )
+    if dataset is not None:
+        rows = TokenDataset.open(dataset)
+        model = Tokenizer(rows.tokenizer_bytes())
+        identity: dict[str, Any] = {"dataset_digest": rows.digest}
+        jobs: list[Any] = [
+            DatasetJob(index, workdir, dataset, rows.digest, shard)
+            for index, shard in enumerate(rows.description["splits"]["train"]["shards"])
+        ]
+        held_out_fraction = (read_identity(dataset) or {}).get("held_out_fraction")
+        left_out: dict[str, Any] = {}
+    else:
+        model = Tokenizer.open(tokenizer)
+        sources = find_sources(text)
+        identity = {
+            "sources": [source.identity() for source in sources],
+            "text_key": text_key,
+            "held_out_fraction": held_out_fraction,
+            "unit_bytes": unit_bytes,
+        }
+        left_out = left_out_files(sources)
+        reading = Reading(text_key, bad_utf8)
+        jobs = [
+            TextJob(index, workdir, unit, reading, held_out_fraction)
+            for index, unit in enumerate(split_units(sources, unit_bytes))
+        ]
+    folder = claim(workdir, "count-tokens", identity | {"tokenizer_digest": model.digest})
+    record = TextRecord(folder, reading, model, processes) if text is not None else None
+    finished = (folder / DESCRIPTION).exists()
+    if record:
+        record.check(jobs, finished)
+    if not finished:
+        (folder / _UNITS).mkdir(exist_ok=True)
+        if runner is None:
+            run_jobs(jobs, model, processes, "counting")
+            parts = [(job.source, job.result) for job in jobs]
+        else:
+            parts = _count_with_beam(jobs, model, folder, runner, runner_options or [])
+        if record:
+            record.keep(jobs)
+        by_source: dict[str, SourceCounts] = {}
+        for source, file in parts:
+            part = load(file)
+            by_source[source] = by_source[source] + part if source in by_source else part
+        write_counts(folder, by_source, left_out, model, held_out_fraction)
+    if (folder / _UNITS).exists():
+        (folder / _UNITS).rmtree()
+    print(_report(folder, model))
+    return read_json(folder / DESCRIPTION)
+
+
+def _count_with_beam(
+    jobs: list[Any], tokenizer: Tokenizer, folder: epath.Path, runner: str, options: list[str]
+) -> list[tuple[str, epath.Path]]:
+    from pangu_tiny.vocabulary.beam import count_by_source  # Beam is large, and optional
+
+    names = list(dict.fromkeys(job.source for job in jobs))
+    files = {name: folder / _UNITS / f"source-{i}.npz" for i, name in enumerate(names)}
+    if not all(file.exists() for file in files.values()):
+        count_by_source(jobs, files, tokenizer, runner, options)
+    return list(files.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What is counted at a time, and where its counts go; the kinds of it have `count`."""
+
+    index: int
+    workdir: str
+
+    @property
+    def result(self) -> epath.Path:
+        return epath.Path(self.workdir) / _UNITS / f"{self.index:05d}.npz"
+
+    def run(self, tokenizer: Tokenizer) -> None:
+        save(self.result, self.count(tokenizer))
+
+
+@dataclasses.dataclass(frozen=True)
+class TextJob(_Job):
+    """A unit of text to count."""
+
+    unit: Unit
+    reading: Reading
+    held_out_fraction: float
+
+    @property
+    def source(self) -> str:
+        return self.unit.source
+
+    @property
+    def size(self) -> int:
+        return self.unit.size
+
+    def count(self, tokenizer: Tokenizer) -> SourceCounts:
+        """Counts the documents that are not held out, in memory that does not grow. What the text
+        was stays in the folder."""
+        counted = SourceCounts(np.zeros(tokenizer.pieces, np.int64))
+        reader = Reader(self.unit, self.reading)
+
+        def training_documents() -> Iterator[str]:
+            for text, utf8, digest in reader:
+                if not is_held_out(digest, self.held_out_fraction):
+                    counted.documents += 1
+                    counted.bytes += len(utf8)
+                    counted.digest += digest
+                    yield text
+
+        unknown = 0
+        for batch in batches(training_documents()):
+            ids = tokenizer.encode_batch(batch)
+            unknown += int(unknown_bytes(tokenizer, batch, ids).sum())
+            counted.times += np.bincount(np.concatenate(ids), minlength=tokenizer.pieces)
+        reader.write(self.result)
+        counted.digest %= 2**256
+        sizes = text_bytes(tokenizer, counted.times, unknown)
+        return dataclasses.replace(counted, skipped=reader.skipped, **sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetJob(_Job):
+    """A shard of a token dataset's training split to count; `shard` is its entry there."""
+
+    dataset: str
+    digest: str
+    shard: dict[str, Any]
+
+    @property
+    def source(self) -> str:
+        return self.shard["source"]
+
+    @property
+    def size(self) -> int:
+        return self.shard["size"]
+
+    def count(self, tokenizer: Tokenizer) -> SourceCounts:
+        """Counts the ids of the documents' text, without marks."""
+        sizes = ("documents", "bytes", "normalised_bytes", "unknown_bytes")
+        counted = SourceCounts(
+            np.zeros(tokenizer.pieces, np.int64),
+            digest=document_digest(f"{self.index} {self.shard['digest']}".encode()),
+            # A dataset of an earlier version knows no unknown text.
+            **{name: self.shard[name] for name in sizes if name in self.shard},
+        )
+        for _, ids in _open_dataset(self.dataset, self.digest).documents("train", [self.index]):
+            np.add.at(counted.times, ids[1:-1], 1)
+        return counted
+
+
+@functools.lru_cache(maxsize=1)
+def _open_dataset(path: str, digest: str) -> TokenDataset:
+    return TokenDataset.open(path)  # other contents at the same path have another digest
+
+
+def _report(folder: epath.Path, tokenizer: Tokenizer) -> str:
+    counts = read_counts(os.fspath(folder), tokenizer)
+    lines = [f"counts {folder}: tokenizer {counts.tokenizer_digest[:12]}"]
+    for name, source in counts.sources.items():
+        times = counts.times_by_source[name]
+        if times.sum():
+            lines.append(
+                f"  {name:<16} {source['documents']:,} documents, {source['bytes'] / 1e6:,.2f} MB,"
+                f" {source['tokens']:,} tokens, {source['bytes'] / source['tokens']:.2f} bytes a"
+                f" token, {np.count_nonzero(times):,} of {tokenizer.pieces:,} pieces seen"
+            )
+            lines += unknown_lines(name, source)
+        else:
+            lines.append(f"  {name:<16} nothing")
+        if "skipped" in source:  # earlier versions left it unsaid
+            lines += skipped_lines(source["skipped"], source["documents"], source["bytes"])
+            lines += left_out_lines({name: source["left_out"]})
+    return "\n".join(lines)

@@ -1,0 +1,134 @@
+"""reproduce: text in, a report out, by the recipe that is shipped for laptops, made small."""
+
+import base64
+import functools
+import json
+import re
+import sysconfig
+
+import pytest
+from tiny_runs import prepare
+
+from pangu_tiny import cli
+from pangu_tiny.errors import UserError
+from pangu_tiny.reproduce.corpus import write_python_library
+from pangu_tiny.reproduce.reproduce import reproduce
+from pangu_tiny.rounds import train_rounds as rounds
+
+SMALL = {
+    "prepare_data.text_key": "body",
+    "prepare_data.vocab_size": 310,
+    "compress_tokenizer.vocab_size": 300,
+    "prepare_data.sequence_length": 32,
+    "prepare_data.held_out_fraction": 0.1,
+    "ModelShape.vocab_size": 300,
+    "ModelShape.depth": 2,
+    "ModelShape.width": 32,
+    "ModelShape.ffn_width": 48,
+    "train.steps": 6,
+    "train.evaluate_every": 3,
+    "train.log_every": 1,
+    "generate.tokens": 4,
+    "reproduce.prompts": ["the <b>", "cat"],
+}
+
+
+def argv(text, workdir):
+    bindings = {**SMALL, "reproduce.text": text, "reproduce.workdir": workdir}
+    flags = [f"--gin.{name}={value}" for name, value in bindings.items()]
+    return ["reproduce", "--gin_file=recipes/laptop.gin", *flags]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    prepare(folder)
+    text = folder / "text.jsonl"
+    text.write_text(text.read_text().replace('{"text":', '{"body":'))
+    return text
+
+
+@pytest.fixture(scope="module")
+def workdir(text, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("reproduced")
+    assert cli.main(argv(text, workdir)) == 0
+    return workdir
+
+
+def test_the_report_shows_what_was_measured(workdir):
+    report = (workdir / "report.html").read_text()
+    measured = json.loads((workdir / "evaluation" / "evaluation.json").read_text())
+    for name in ("bits_per_byte", "gzip_9_bits_per_byte", "xz_9_bits_per_byte"):
+        assert f"<td>{measured[name]:.3f}</td>" in report
+    curve = base64.b64decode(re.search(r"data:image/png;base64,([^\"]+)", report).group(1))
+    assert curve.startswith(b"\x89PNG\r\n")
+    assert "<b>the &lt;b&gt;</b>" in report and "<b>cat</b>" in report, "a prompt is text"
+    assert "6 + 3 steps of 8 × 32 tokens" in report
+    assert "<h2>Forgetting</h2>" in report and report.count("data:image/png") == 2
+
+
+def test_every_stage_leaves_its_effective_config(workdir):
+    for stage, bound in (
+        ("big_data", "prepare_data.vocab_size = 310"),
+        ("counts", "count_tokens.dataset ="),
+        ("tokenizer", "compress_tokenizer.vocab_size = 300"),
+        ("data", "prepare_data.sequence_length = 32"),
+        ("model/round_1", "train.steps = 6"),
+        ("model/round_2", "train.round_index ="),
+        ("evaluation", "Hardware.attention = 'blocked'"),
+    ):
+        assert bound in (workdir / stage / "config.gin").read_text()
+        assert (workdir / stage / "environment.json").exists()
+
+
+def test_what_is_done_is_not_done_again(workdir, text, capsys):
+    """The time of each logged step is that of the first run, and no row is written anew."""
+
+    def done():
+        shards = (workdir / "data").glob("*array_record*")
+        written = {path.name: path.stat().st_mtime_ns for path in shards}
+        rounds = sorted((workdir / "model").glob("round_?/metrics.jsonl"))
+        assert len(rounds) == 2
+        return [path.read_text() for path in rounds], written
+
+    before = done()
+    (workdir / "report.html").unlink()
+    assert cli.main(argv(text, workdir)) == 0
+    assert (workdir / "report.html").exists()
+    assert done() == before
+    assert "bits per byte on held-out documents" in capsys.readouterr().out
+
+
+def test_a_stopped_recipe_says_so_and_evaluates_nothing(workdir, text, monkeypatch, capsys):
+    """What `train` returns after ^C, which `tests/training/test_resume.py` sends to processes."""
+    train = rounds.train
+    stopped = functools.wraps(train)(lambda **given: train(**given)._replace(step=3))
+    monkeypatch.setattr(rounds, "train", stopped)
+    assert cli.main(argv(text, workdir)) == 2
+    out, err = capsys.readouterr()
+    assert err.endswith("pangu-tiny reproduce: stopped at step 3 of 6; run again to go on\n")
+    assert "evaluate" not in out
+
+
+def test_several_hosts_run_the_stages_by_themselves(workdir, monkeypatch):
+    """They would all prepare the same folder at once."""
+    monkeypatch.setattr("pangu_tiny.topology.processes.count", lambda: 2)
+    with pytest.raises(UserError, match="reproduce runs on one host, found 2 processes"):
+        reproduce(str(workdir))
+
+
+def test_the_library_of_python_without_what_repeats_itself(tmp_path, monkeypatch):
+    library = tmp_path / "library"
+    for name in ("a.py", "json/b.py", "test/c.py", "json/tests/d.py", "encodings/e.py", "f.txt"):
+        (library / name).parent.mkdir(parents=True, exist_ok=True)
+        (library / name).write_text(f"# {name} größer\n")
+    (library / "empty.py").write_text("\n")
+    (library / "latin.py").write_bytes(b"# caf\xe9\n")
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(library)})
+    path = tmp_path / "corpus.jsonl"
+    write_python_library(path)
+    texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
+    assert texts == ["# a.py größer\n", "# json/b.py größer\n", "# caf\n"]
+    (library / "a.py").unlink()
+    write_python_library(path)
+    assert "a.py" in path.read_text(), "it is written once"
