@@ -1,4 +1,4 @@
-"""Named arrays in one file, with what they are of beside them."""
+"""Arrays on disk: one in an npy file, or named ones and their JSON metadata in an npz file."""
 
 import json
 import tokenize
@@ -39,15 +39,18 @@ def write_arrays(
     if about is not None:
         arrays = {**arrays, _ABOUT: np.frombuffer(json.dumps(about).encode(), np.uint8)}
     with replaced(path) as temporary, temporary.open("wb") as file:
-        (np.savez_compressed if compress else np.savez)(file, **arrays)
+        save: Any = np.savez_compressed if compress else np.savez
+        save(file, **arrays)
+
+
+def write_array(path: epath.Path, array: np.ndarray) -> None:
+    """An npy file that is there whole or not at all."""
+    with replaced(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
 
 
 def read_array(path: epath.Path) -> np.ndarray:
-    """Reads an npy file.
-
-    Raises:
-      UserError: it is something else.
-    """
+    """Reads an npy file."""
     try:
         with path.open("rb") as file:
             return np.lib.format.read_array(file, allow_pickle=False)
@@ -56,11 +59,7 @@ def read_array(path: epath.Path) -> np.ndarray:
 
 
 def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
-    """Reads what `write_arrays` wrote.
-
-    Raises:
-      UserError: it is something else.
-    """
+    """Reads what `write_arrays` wrote."""
     try:
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
@@ -73,13 +72,9 @@ def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
 
 
 def read_described(path: epath.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """`about`, and the arrays.
-
-    Raises:
-      UserError: it is something else.
-    """
+    """`about`, and the arrays."""
     arrays = read_arrays(path)
     try:
         return json.loads(arrays.pop(_ABOUT).tobytes()), arrays
     except (KeyError, ValueError) as error:
-        raise UserError(f"{path} does not say what it is of") from error
+        raise UserError(f"{path} has no metadata") from error

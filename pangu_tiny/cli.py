@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from pangu_tiny import config, workdir
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, one_line
 
 
 class Stage(NamedTuple):
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.debug or not _is_users(error):
             _end(options, error, 1, trace=True)
             raise
-        print(f"pangu-tiny {options.stage}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"pangu-tiny {options.stage}: {one_line(error)}", file=sys.stderr)
         return _end(options, error, 2)
     except Exception as error:
         _end(options, error, 1, trace=True)
@@ -164,8 +164,8 @@ def _keep_to_the_cpu() -> None:
 
 def _start_devices(options: argparse.Namespace) -> None:
     """Settles what must be settled before JAX starts."""
+    from pangu_tiny.topology import processes  # JAX, which prepare-data has no use for
     from pangu_tiny.topology.host import keep_freed_memory
-    from pangu_tiny.training import processes  # JAX, which prepare-data has no use for
 
     keep_freed_memory()
     processes.start(options.distributed, options.coordinator, options.processes, options.process)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pangu_tiny
-from gin import config_parser
+from gin import config_parser  # type: ignore[attr-defined]
 from pangu_tiny.errors import UserError
 from pangu_tiny.typed import NO, convert, is_union, name_of
 
@@ -49,8 +49,7 @@ class _Reference:
 
 
 class _Reader(config_parser.ParserDelegate):
-    """What gin's parser makes of the two things that are no literals; a reference (@NAME) would
-    call a function, and passes for no type that is wanted."""
+    """Parses %macros and @references; references are refused later, since they match no type."""
 
     def macro(self, macro_name: str) -> _Macro:
         return _Macro(macro_name)
@@ -59,6 +58,7 @@ class _Reader(config_parser.ParserDelegate):
         return _Reference(scoped_configurable_name)
 
 
+T = typing.TypeVar("T")
 _REQUIRED = _Macro("gin.REQUIRED")
 _bindings: dict[str, _Bound] = {}  # by "stage.parameter"
 _macros: dict[str, _Bound] = {}
@@ -78,9 +78,6 @@ def read(
       gin_files: paths, looked for in the current folder, then among the shipped files.
       bindings: (name, value) pairs that win over the files; a value that is not a gin literal of
         the type that is wanted is taken as a string, also %NAME and @NAME where a string is wanted.
-
-    Raises:
-      UserError: names the file or flag, what was found and what was expected.
     """
     _bindings.clear()
     _macros.clear()
@@ -102,9 +99,6 @@ def arguments(stage: Callable[..., Any], **given: Any) -> tuple[dict[str, Any], 
 
     Returns:
       The arguments, typed and checked, and the same as a gin text that gives them again.
-
-    Raises:
-      UserError: names the binding, where it stands, what was found and what was expected.
     """
     effective: list[str] = []
     missing: list[str] = []
@@ -113,6 +107,16 @@ def arguments(stage: Callable[..., Any], **given: Any) -> tuple[dict[str, Any], 
         flags = " ".join(f"--gin.{binding}=…" for binding in missing)
         raise UserError(f"{', '.join(missing)} must be given: in a gin file, or as {flags}")
     return values, "\n".join(effective) + "\n"
+
+
+def build(target: type[T], *gin_files: str) -> T:
+    """A dataclass from the bindings of some files, as in `build(ModelShape, "models/X.gin")`."""
+
+    def stage(built: Any) -> None: ...
+
+    stage.__annotations__["built"] = target
+    read([stage], gin_files, [])
+    return arguments(stage)[0]["built"]
 
 
 def describe(target: Callable[..., Any]) -> list[str]:
@@ -155,8 +159,9 @@ def _dataclasses_of(stage: Callable[..., Any]) -> dict[str, type]:
 
 def _dataclass_in(hint: Any) -> type | None:
     """The dataclass that a parameter is to be built as; it may be optional."""
-    options = typing.get_args(hint) if is_union(hint) else (hint,)
-    return next(filter(dataclasses.is_dataclass, options), None)
+    options: tuple[Any, ...] = typing.get_args(hint) if is_union(hint) else (hint,)
+    built: Any = [option for option in options if dataclasses.is_dataclass(option)]
+    return built[0] if built else None
 
 
 def _read_file(path: str, known: _Known, origin: str, parents: tuple[str, ...]) -> None:
@@ -229,10 +234,10 @@ def _bind(scope: str, selector: str, parameter: str, bound: _Bound, known: _Know
             f"expected one of {', '.join(parameters)}"
         )
     if built := _dataclass_in(typing.get_type_hints(target)[parameter]):
-        names = inspect.signature(built).parameters
+        fields = inspect.signature(built).parameters
         raise UserError(
             f"{bound.origin}: {selector}.{parameter} cannot be bound itself, it is set by "
-            f"{', '.join(f'{built.__name__}.{name}' for name in names)}"
+            f"{', '.join(f'{built.__name__}.{name}' for name in fields)}"
         )
     _bindings[f"{selector}.{parameter}"] = bound
 
@@ -271,7 +276,7 @@ def _arguments(
 ) -> dict[str, Any]:
     """Fills `effective` with lines of gin, and `missing` with bindings that must be given."""
     hints = typing.get_type_hints(target)
-    values = {}
+    values: dict[str, Any] = {}
     for key, parameter in inspect.signature(target).parameters.items():
         binding = f"{target.__name__}.{key}"
         bound = _bindings.get(binding)

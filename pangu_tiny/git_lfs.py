@@ -13,9 +13,6 @@ def check_no_pointer(path: Any, head: bytes) -> None:
     Args:
       path: of the file, for the message.
       head: its first bytes, or all of them.
-
-    Raises:
-      UserError: it is one.
     """
     if head.startswith(_POINTER):
         raise UserError(

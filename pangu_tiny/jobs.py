@@ -1,81 +1,117 @@
-"""Jobs on a pool of processes, each of which leaves its result in a file of its own."""
+"""Jobs on a pool of processes, or on Apache Beam; each leaves its result in a file of its own."""
 
 import concurrent.futures
 import concurrent.futures.process
+import dataclasses
 import multiprocessing
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, ClassVar, NamedTuple
 
 from etils import epath
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, check_number
 from pangu_tiny.progress import Progress
-from pangu_tiny.tokenizer.model import Tokenizer
+
+UNITS = "units"
+"""The folder of results below a stage's workdir; it goes when the stage is done."""
 
 
-class Work(Protocol):
-    """A share of the work."""
+class Workers(NamedTuple):
+    """Who does the jobs.
+
+    Attributes:
+      processes: of this machine; None is one for each core.
+      runner: the name of a Beam runner, which does them instead.
+      options: its flags, as on a Beam command line.
+    """
+
+    processes: int | None = None
+    runner: str | None = None
+    options: Sequence[str] = ()
+
+    @classmethod
+    def of(
+        cls,
+        stage: str,
+        processes: int | None,
+        runner: str | None = None,
+        runner_options: Sequence[str] | None = None,
+    ) -> "Workers":
+        """Those that the parameters of a stage ask for, checked."""
+        check_number(f"{stage}.processes", processes, 1)
+        if runner_options and runner is None:
+            raise UserError(f"{stage}.runner_options are those of a runner, expected one too")
+        return cls(processes, runner, runner_options or ())
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A share of a stage's work, which can be pickled. The kinds of it have `size`, bytes of text
+    or of whatever the work grows with, and `run(shared)`, which writes the file `result`, last and
+    atomically, so that a job whose result exists is done."""
+
+    SUFFIX: ClassVar[str] = ".json"
+
+    index: int
+    workdir: str
 
     @property
-    def size(self) -> int:
-        """Bytes of text, or of whatever the work grows with."""
-
-    def run(self, tokenizer: Tokenizer) -> None: ...
+    def result(self) -> epath.Path:
+        return epath.Path(self.workdir) / UNITS / f"{self.index:05d}{self.SUFFIX}"
 
 
-class Job(Work, Protocol):
-    """A share that writes the file `result`, last and atomically, so that a job whose result exists
-    is done."""
-
-    @property
-    def result(self) -> epath.Path: ...
-
-
-def run_jobs(jobs: Sequence[Job], tokenizer: Tokenizer, processes: int | None, label: str) -> None:
-    """`run_all` of the jobs that have no result yet."""
-    todo = [job for job in jobs if not job.result.exists()]
-    done = sum(job.size for job in jobs) - sum(job.size for job in todo)
-    run_all(todo, tokenizer, processes, label, done)
-
-
-def run_all(
-    jobs: Sequence[Work],
-    tokenizer: Tokenizer,
-    processes: int | None,
-    label: str,
-    done: int = 0,
-) -> None:
-    """Runs jobs, with a progress bar.
+def run_jobs(jobs: Sequence[Any], shared: Any, workers: Workers, label: str) -> None:
+    """Runs the jobs that have no result yet.
 
     Args:
-      jobs: can be pickled.
-      tokenizer: is given to every job.
-      processes: worker processes; None takes all cores.
+      shared: is given to every job, and pickled once for a process.
       label: what is being done.
-      done: bytes that were done before.
+    """
+    jobs[0].result.parent.mkdir(exist_ok=True)
+    todo = [job for job in jobs if not job.result.exists()]
+    if workers.runner is None:
+        done = sum(job.size for job in jobs) - sum(job.size for job in todo)
+        run_here(todo, shared, workers.processes, label, done)
+    elif todo:
+        from pangu_tiny.beam import run_on_beam  # Beam is large, and optional
 
-    Raises:
-      UserError: of a job, or a worker was killed; no worker goes on then.
+        run_on_beam(todo, shared, workers.runner, workers.options)
+
+
+def remove_results(folder: epath.Path) -> None:
+    """To be called when a stage has written what its jobs made."""
+    if (folder / UNITS).exists():
+        (folder / UNITS).rmtree()
+
+
+def run_here(
+    jobs: Sequence[Any], shared: Any, processes: int | None, label: str, done: int = 0
+) -> None:
+    """Runs jobs on this machine, with a progress bar.
+
+    Args:
+      jobs: have `size` and `run(shared)`.
+      done: bytes that were done before.
     """
     processes = min(processes or len(os.sched_getaffinity(0)), len(jobs))
     with Progress(label, done + sum(job.size for job in jobs), "B", initial=done) as progress:
-        for job in _finished(jobs, tokenizer, processes):
+        for job in _finished(jobs, shared, processes):
             progress.update(job.size)
 
 
-def _finished(jobs: Sequence[Work], tokenizer: Tokenizer, processes: int) -> Iterator[Work]:
+def _finished(jobs: Sequence[Any], shared: Any, processes: int) -> Iterator[Any]:
     if processes <= 1:
         for job in jobs:
-            job.run(tokenizer)
+            job.run(shared)
             yield job
         return
     with concurrent.futures.ProcessPoolExecutor(
         processes,
         multiprocessing.get_context("spawn"),
         initializer=_start_worker,
-        initargs=(tokenizer.model_bytes,),
+        initargs=(shared,),
     ) as pool:
         running = {pool.submit(_run_in_worker, job): job for job in jobs}
         try:
@@ -84,20 +120,20 @@ def _finished(jobs: Sequence[Work], tokenizer: Tokenizer, processes: int) -> Ite
                 yield running[future]
         except concurrent.futures.process.BrokenProcessPool as error:
             raise UserError(
-                "a worker process was killed (out of memory?); run the same command again to go on,"
-                f" with fewer processes than {processes}"
+                "a worker process was killed (out of memory?): to resume, run the same command"
+                f" again, with fewer processes than {processes}"
             ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
-_worker_tokenizer: Tokenizer
+_worker_shared: Any
 
 
-def _start_worker(model_bytes: bytes) -> None:
-    global _worker_tokenizer
-    _worker_tokenizer = Tokenizer(model_bytes)
+def _start_worker(shared: Any) -> None:
+    global _worker_shared
+    _worker_shared = shared
     # A pool's workers outlive a parent that is killed; these must not go on writing.
     threading.Thread(target=_follow_parent, daemon=True).start()
 
@@ -107,5 +143,5 @@ def _follow_parent() -> None:
     os._exit(1)
 
 
-def _run_in_worker(job: Work) -> None:
-    job.run(_worker_tokenizer)
+def _run_in_worker(job: Any) -> None:
+    job.run(_worker_shared)

@@ -1,11 +1,42 @@
-"""Reports as one HTML file each, with tables and pictures inside."""
+"""Reports: a few lines for the terminal, and one HTML file with tables and pictures inside."""
 
 import base64
 import html
 import io
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
+from etils import epath
 from matplotlib.figure import Figure
+
+from pangu_tiny.workdir import write_atomically
+
+
+class Report(NamedTuple):
+    """What a stage tells: facts, on the terminal and on a page, and sections of the page alone.
+
+    Attributes:
+      facts: what they are of → what they are.
+      warnings: whole lines.
+      sections: HTML.
+    """
+
+    title: str
+    facts: dict[str, str]
+    warnings: Sequence[str] = ()
+    sections: Sequence[str] = ()
+
+    def text(self) -> str:
+        """A line for each fact and warning."""
+        width = max(12, *map(len, self.facts))
+        return "\n".join(
+            [*(f"  {name:<{width}} {fact}" for name, fact in self.facts.items()), *self.warnings]
+        )
+
+    def write(self, folder: epath.Path) -> None:
+        """Writes report.html."""
+        told = (table(self.facts.items()), *map(paragraph, self.warnings), *self.sections)
+        write_atomically(folder / "report.html", page(self.title, *told))
 
 
 def page(title: str, *sections: str) -> str:

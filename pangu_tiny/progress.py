@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal, a plain line now and then in a log."""
 
+import os
 import sys
 import time
 from typing import Any
@@ -39,7 +40,7 @@ class Progress:
             unit=unit,
             unit_scale=unit == "B",
             dynamic_ncols=True,
-            file=sys.stderr if terminal else _Silent(),
+            file=sys.stderr if terminal else open(os.devnull, "w"),  # noqa: SIM115
             disable=not shown,
         )
 
@@ -68,13 +69,3 @@ class Progress:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
-
-
-class _Silent:
-    """A stream that swallows the bar where there is no terminal to draw it on."""
-
-    def write(self, _: str) -> int:
-        return 0
-
-    def flush(self) -> None:
-        pass

@@ -4,10 +4,12 @@ import contextlib
 import contextvars
 import errno
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 from etils import epath
 
-import pangu_tiny
 from pangu_tiny.errors import UserError
 
 # gcsfs keeps for good what it has listed, but other processes and TensorStore write there too.
@@ -48,16 +50,12 @@ def claim(
 
     Returns:
       The folder, as an absolute path. A folder claimed before by the same stage and identity is
-      returned as it is, so that an interrupted run goes on in it.
-
-    Raises:
-      UserError: the folder belongs to another stage or configuration, holds foreign files, or is
-        being written by another process.
+      returned as it is, so that an interrupted run resumes in it.
     """
     folder = absolute(workdir)
     marker = folder / _IDENTITY
     wanted = json.loads(json.dumps({"stage": stage, **identity}))
-    with _naming_what_cannot_be_written(folder):
+    with naming_what_cannot_be_written(folder):
         if not marker.exists():
             if folder.exists() and not folder.is_dir():
                 raise UserError(f"workdir {workdir} is a file, expected a folder or a free name")
@@ -66,7 +64,7 @@ def claim(
             folder.mkdir(parents=True, exist_ok=True)
         lock(folder)
     if (found := read_identity(folder)) is None:
-        with _naming_what_cannot_be_written(folder):
+        with naming_what_cannot_be_written(folder):
             write_atomically(marker, json.dumps(wanted, indent=2, sort_keys=True))
     elif found.get("stage") != stage:
         there = found.get("stage")
@@ -80,7 +78,7 @@ def claim(
 
 
 @contextlib.contextmanager
-def _naming_what_cannot_be_written(folder: epath.Path) -> Iterator[None]:
+def naming_what_cannot_be_written(folder: epath.Path) -> Iterator[None]:
     """For a folder without permission, or a bucket that is not there."""
     try:
         yield
@@ -88,71 +86,10 @@ def _naming_what_cannot_be_written(folder: epath.Path) -> Iterator[None]:
         raise UserError(f"workdir {folder} cannot be written: {error.strerror or error}") from error
 
 
-def claim_together(
-    workdir: str, stage: str, identity: dict[str, Any], advice: dict[str, str] | None = None
-) -> epath.Path:
-    """`claim` for a stage of several JAX processes on one shared folder, by the first of them.
-
-    Raises:
-      UserError: it cannot be claimed, a process is about to do something else or runs another
-        version, or does not share the folder with the others.
-    """
-    from pangu_tiny.training import processes  # not for stages that have no use for JAX
-
-    if not processes.several():
-        return claim(workdir, stage, identity, advice)
-    versions = {"pangu_tiny": pangu_tiny.__version__, "jax": importlib.metadata.version("jax")}
-    facts = json.loads(json.dumps({"stage": stage, "version": versions, **identity}))
-    processes.check_alike(facts, difference)
-    with processes.led() as leads:
-        if leads:
-            claim(workdir, stage, identity, advice)
-    _check_shared(absolute(workdir))
-    return absolute(workdir)
-
-
-def _check_shared(folder: epath.Path) -> None:
-    """Refuses a folder that is not one and the same for all processes, or not to be written."""
-    from pangu_tiny.topology import processes
-
-    nonce = processes.from_first(lambda: uuid.uuid4().hex)
-    marks = [folder / f".{nonce}.{index}.tmp" for index in range(processes.count())]
-    mine = marks[processes.index()]
-    try:
-        processes.check_everywhere(lambda: _leave_mark(mine))
-        others = marks if processes.first() else marks[:1]
-        processes.check_everywhere(lambda: _check_seen(folder, others))
-    finally:
-        with contextlib.suppress(OSError):  # it cannot be removed where it could not be written
-            mine.unlink(missing_ok=True)
-
-
-def _leave_mark(mark: epath.Path) -> None:
-    if not mark.parent.exists() and "://" not in os.fspath(mark):
-        raise UserError(
-            f"workdir {mark.parent} is not there, though process 0 has it: expected a folder that "
-            f"all processes share"
-        )
-    with _naming_what_cannot_be_written(mark.parent):
-        mark.write_text("")
-
-
-def _check_seen(folder: epath.Path, marks: list[epath.Path]) -> None:
-    if missing := [index for index, mark in enumerate(marks) if not mark.exists()]:
-        raise UserError(
-            f"workdir {folder} does not show what process {missing[0]} wrote there: expected a "
-            f"folder that all processes share"
-        )
-
-
 def lock(folder: epath.Path) -> None:
     """Keeps other processes from claiming a folder until this process, or `running`, ends, however
     it ends. On a file system of a network it is no more than a warning, since a machine that was
-    lost may hold a lock there for a while; on gs:// there is none.
-
-    Raises:
-      UserError: another process has it.
-    """
+    lost may hold a lock there for a while; on gs:// there is none."""
     path = os.fspath(folder)
     if "://" in path or path in _locks:
         return
@@ -238,11 +175,7 @@ def _commit() -> str | None:
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
-    """The path from the root, which Orbax wants; a URL as it is.
-
-    Raises:
-      UserError: a URL of a kind that no package that is installed reads.
-    """
+    """The path from the root, which Orbax wants; a URL as it is."""
     scheme, is_url, _ = os.fspath(path).partition("://")
     if not is_url:
         return epath.Path(os.path.abspath(path))
@@ -260,12 +193,22 @@ def read_identity(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
     return read_json(marker) if marker.exists() else None
 
 
-def read_json(file: epath.Path, *names: str) -> dict[str, Any]:
-    """Reads a JSON object that a stage wrote and that has these names.
+def finished(kind: str, folder: str | os.PathLike[str], stage: str, file: str) -> epath.Path:
+    """The file that a stage writes last.
 
-    Raises:
-      UserError: the file cannot be read, or is something else: empty, say, after a power failure.
+    Args:
+      kind: of what the folder holds, for the message.
     """
+    path = epath.Path(folder) / file
+    if path.exists():
+        return path
+    maker = (read_identity(folder) or {}).get("stage", stage)
+    made = f" and was made by {maker}" if maker != stage else ""
+    raise UserError(f"{kind} {folder} has no {file}{made}, expected a folder that {stage} finished")
+
+
+def read_json(file: epath.Path, *names: str) -> dict[str, Any]:
+    """Reads a JSON object that a stage wrote and that has these names."""
     try:
         content = file.read_bytes()
         found = json.loads(content.decode())
@@ -322,6 +265,20 @@ def difference(found: Any, wanted: Any, there: str = "there", here: str = "here"
                 for key in keys
                 for line in walk(a.get(key), b.get(key), f"{name}.{key}" if name else key)
             ]
-        return [] if a == b else [f"{name} is {a!r} {there}, {b!r} {here}"]
+        return [] if a == b else [f"{name} is {_shown(a)} {there}, {_shown(b)} {here}"]
 
     return "; ".join(walk(found, wanted, ""))
+
+
+def _shown(value: Any) -> str:
+    """A value, or the beginning of a digest."""
+    is_digest = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
+    return value[:12] if is_digest else repr(value)
+
+
+def digest_of(facts: Any, *arrays: np.ndarray) -> str:
+    """sha256 of JSON values, then of the bytes of some arrays."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

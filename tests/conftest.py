@@ -120,7 +120,7 @@ def read_all():
     """All rows of a split, in order."""
 
     def read_all(dataset, split="train"):
-        return dataset.read(split, np.arange(dataset.rows(split)))
+        return dataset.read(split, np.arange(dataset.count(split)))
 
     return read_all
 

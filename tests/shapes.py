@@ -28,11 +28,7 @@ TINY = ModelShape(
 
 def read_shape(file_name: str) -> ModelShape:
     """The shape that a file of gin/models binds."""
-
-    def build(model: ModelShape) -> None: ...
-
-    config.read([build], [f"models/{file_name}"], [])
-    return config.arguments(build)[0]["model"]
+    return config.build(ModelShape, f"models/{file_name}")
 
 
 @functools.cache

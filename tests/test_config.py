@@ -11,6 +11,7 @@ import pytest
 from pangu_tiny import config
 from pangu_tiny.cli import STAGES, find_stage
 from pangu_tiny.errors import UserError
+from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.rounds.stages import settings
 
 
@@ -340,3 +341,11 @@ def test_effective_config_gives_the_same_arguments_again(tmp_path):
     assert {name: again[name] for name in values} == values
     assert "train.z_loss = 0.0\n" in effective and "Optimizer.clip = 1.0\n" in effective
     assert again["mixture"] == {"a": 1.0} and not math.isnan(again["optimizer"].eps)
+
+
+def test_a_dataclass_is_built_from_files_alone(tmp_path):
+    shape = config.build(ModelShape, "models/pangu_pi_1b_pro.gin")
+    assert (shape.depth, shape.width) == (21, 1792)
+    (tmp_path / "part.gin").write_text("ModelShape.depth = 2")
+    with pytest.raises(UserError, match=r"ModelShape\.width, .* must be given"):
+        config.build(ModelShape, str(tmp_path / "part.gin"))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from etils import epath
 
@@ -12,7 +13,9 @@ from pangu_tiny import workdir
 from pangu_tiny.errors import UserError
 from pangu_tiny.workdir import (
     claim,
+    digest_of,
     environment,
+    finished,
     read_identity,
     read_json,
     running,
@@ -30,6 +33,23 @@ def test_a_claimed_folder_is_claimed_again_by_the_same_run(tmp_path):
     found = {"stage": "train", **IDENTITY, "files": ["a", "b"]}
     assert read_identity(folder) == found
     assert read_identity(tmp_path) is None
+
+
+def test_a_folder_that_was_not_finished_says_who_made_it(tmp_path):
+    with pytest.raises(UserError, match=r"scores .*w has no s\.npz, expected a folder that score-"):
+        finished("scores", tmp_path / "w", "score-batches", "s.npz")
+    folder = claim(tmp_path / "w", "train", IDENTITY)
+    with pytest.raises(UserError, match=r"has no s\.npz and was made by train, expected"):
+        finished("scores", folder, "score-batches", "s.npz")
+    (folder / "s.npz").write_bytes(b"")
+    assert finished("scores", folder, "score-batches", "s.npz") == folder / "s.npz"
+
+
+def test_digests_follow_from_facts_and_arrays():
+    facts, array = {"b": 1, "a": [None]}, np.arange(6).reshape(2, 3)
+    whole = digest_of(facts, array)
+    assert whole == digest_of({"a": [None], "b": 1}, array.T.copy().T) and len(whole) == 64
+    assert len({whole, digest_of(facts), digest_of(facts, array + 1), digest_of({}, array)}) == 4
 
 
 def test_another_configuration_is_refused_by_the_values_that_differ(tmp_path):

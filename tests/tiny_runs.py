@@ -1,5 +1,6 @@
 """Training runs for tests: real ones, of a model and a dataset that are tiny."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.program.optimizer import Optimizer
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.training.train import Trained, train
+from pangu_tiny.training.watch import Watching
 
 SHAPE = ModelShape(
     depth=2,
@@ -71,12 +73,19 @@ def run(dataset: str, workdir: Any, **changes: Any) -> Trained:
         **SETTINGS,
         **changes,
     }
-    return train(dataset, str(workdir), **settings)
+    watching = Watching(**{name: settings.pop(name) for name in _WATCHING if name in settings})
+    return train(dataset, str(workdir), watching=watching, **settings)
+
+
+_WATCHING = [field.name for field in dataclasses.fields(Watching)]
 
 
 def command(dataset: str, workdir: Any, hardware: Hardware, **changes: Any) -> list[str]:
     """The same run as a command."""
-    bindings = {f"train.{name}": value for name, value in (SETTINGS | changes).items()}
+    bindings = {
+        f"{'Watching' if name in _WATCHING else 'train'}.{name}": value
+        for name, value in (SETTINGS | changes).items()
+    }
     bindings |= {f"ModelShape.{name}": value for name, value in vars(SHAPE).items()}
     bindings |= {f"Hardware.{name}": value for name, value in vars(hardware).items()}
     bindings |= {"train.dataset": dataset, "train.workdir": workdir}

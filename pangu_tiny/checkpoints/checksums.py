@@ -1,8 +1,8 @@
 """Checksums, so that a flipped bit in a checkpoint is found when it is read.
 
 Every chunk of an array ends in its CRC-32C, which TensorStore compares whenever it reads the chunk.
-All other files of a step stand with their sha256 in `about/checksums`: in the step's folder,
-`sha256sum --check about/checksums` compares them too.
+All other files of a step stand with their sha256 in `about/checksums`, whose last line has that of
+the lines above it: in the step's folder, `sha256sum --check about/checksums` compares them too.
 """
 
 import hashlib
@@ -24,12 +24,13 @@ from pangu_tiny.topology.processes import first
 from pangu_tiny.workdir import write_atomically
 
 MARK = "_CHECKPOINT_METADATA"
-"""Orbax's file in the folder of a step; without it, the step is none."""
+"""Orbax's file in the folder of a step; without it, the step does not count."""
 CHUNKS = {"values", "c"}
 """Folders of chunks, which carry their checksum themselves: in OCDBT's layout, and one by one."""
 _UNLISTED = (MARK, "commit_success.txt", "about/commit_success.txt")
 """What Orbax writes as it commits, when the checksums are there; that they are text is all that can
 be known of them, and nobody reads them."""
+_CLOSING = b"# sha256 of the lines above: "
 _CODECS = [
     {"name": "bytes", "configuration": {"endian": "little"}},
     {"name": "zstd", "configuration": {"level": 1}},
@@ -96,7 +97,7 @@ def drop_item(step: epath.Path, item: str) -> None:
     """Removes an item for good; the step counts without it."""
     sums = step / "about" / "checksums"
     if sums.exists():
-        stays = {name: sha for name, sha in _read(sums).items() if not name.startswith(f"{item}/")}
+        stays = {name: sha for name, sha in _read(step).items() if not name.startswith(f"{item}/")}
         _write(sums, stays)
     (step / item).rmtree(missing_ok=True)
 
@@ -110,13 +111,13 @@ def check(step: epath.Path) -> None:
     """
     sums = step / "about" / "checksums"
     if not sums.exists():
-        if json.loads((step / "about" / "metadata").read_text())["format"] == 1:
+        if _format(step) == 1:
             if first():
                 line = f"checkpoint {step} was written before checksums and carries none"
                 print(line, file=sys.stderr, flush=True)
             return
         raise ValueError(f"{sums} is missing")
-    expected = _read(sums)
+    expected = _read(step)
     for name, found in zip(expected, _digests(step / name for name in expected), strict=True):
         if found != expected[name]:
             raise ValueError(f"{step / name} is damaged: its sha256 is not that in {sums}")
@@ -148,14 +149,21 @@ def _digests(files: Iterable[epath.Path]) -> list[str]:
 
 
 def _write(sums: epath.Path, digests: dict[str, str]) -> None:
-    write_atomically(sums, "".join(f"{digests[name]}  {name}\n" for name in sorted(digests)))
+    lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode()
+    write_atomically(sums, lines + _CLOSING + hashlib.sha256(lines).hexdigest().encode() + b"\n")
 
 
-def _read(sums: epath.Path) -> dict[str, str]:
-    try:
-        lines = [line.split("  ") for line in sums.read_text().splitlines()]
-        digests = {name: digest for digest, name in lines}
-        digests["about/metadata"]  # or it is empty
-    except (ValueError, KeyError):
-        raise ValueError(f"{sums} is damaged") from None
-    return digests
+def _read(step: epath.Path) -> dict[str, str]:
+    """The sha256 of every file by its name."""
+    sums = step / "about" / "checksums"
+    content = sums.read_bytes()
+    lines, found, closing = content.rpartition(_CLOSING)
+    if not found and _format(step) == 2:  # whose file had no such line
+        lines, closing = content, hashlib.sha256(content).hexdigest().encode()
+    if closing.strip() != hashlib.sha256(lines).hexdigest().encode():
+        raise ValueError(f"{sums} is damaged: its last line is not the sha256 of those above")
+    return {name: sha for sha, name in (line.split("  ") for line in lines.decode().splitlines())}
+
+
+def _format(step: epath.Path) -> int:
+    return json.loads((step / "about" / "metadata").read_text())["format"]

@@ -48,7 +48,7 @@ def ignore_leftovers() -> None:
     """Silences what the chunks that were under way print when a read or write has failed, each a
     stack trace, once the event loop that they belong to is closed."""
     if not isinstance(sys.unraisablehook, _WithoutLeftovers):
-        sys.unraisablehook = _WithoutLeftovers(sys.unraisablehook)
+        sys.unraisablehook = _WithoutLeftovers(sys.unraisablehook)  # type: ignore[assignment]
 
 
 class _WithoutLeftovers(NamedTuple):

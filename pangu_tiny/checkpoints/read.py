@@ -7,7 +7,6 @@ of it can be read.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.tokenizer_json import TokenizerJson
 from pangu_tiny.topology.processes import from_first
-from pangu_tiny.workdir import absolute
+from pangu_tiny.workdir import absolute, digest_of
 
 
 class Checkpoint(NamedTuple):
@@ -54,7 +53,7 @@ class Checkpoint(NamedTuple):
     def digest(self) -> str:
         """sha256 of `identity`: the same for the same contents, wherever they lie."""
         facts = {"model": self.about["model"], "dtype": str(self.dtype), **self.identity}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return digest_of(facts)
 
     @property
     def has_moments(self) -> bool:
@@ -68,35 +67,23 @@ class Checkpoint(NamedTuple):
         return self.tokenizer_bytes.lstrip().startswith(b"{")
 
     def tokenizer(self) -> Tokenizer | TokenizerJson:
-        """What makes ids of text and text of ids.
-
-        Raises:
-          UserError: it cannot be used; names the checkpoint and the reason.
-        """
+        """What makes ids of text and text of ids."""
         kind = TokenizerJson if self.has_whole_vocabulary else Tokenizer
         return kind(self.tokenizer_bytes, f"of checkpoint {self.path}")
 
     def sentencepiece(self) -> Tokenizer:
-        """The tokenizer, for what can be done with a SentencePiece model alone.
-
-        Raises:
-          UserError: there is none; names the checkpoint and the reason.
-        """
+        """The tokenizer, for what can be done with a SentencePiece model alone."""
         if self.has_whole_vocabulary:
             raise UserError(
                 f"checkpoint {self.path} was imported with its vocabulary whole"
                 " (import_hf.whole_vocabulary): its tokenizer is a tokenizer.json, expected a"
                 " SentencePiece model"
             )
-        return self.tokenizer()
+        return Tokenizer(self.tokenizer_bytes, f"of checkpoint {self.path}")
 
     def check_rows(self, rows: TokenDataset) -> None:
-        """Refuses rows of another tokenizer, or of another length than it was trained on; where it
-        was imported or cut and not trained since, shorter ones will do.
-
-        Raises:
-          UserError: names what differs.
-        """
+        """Refuses rows of another tokenizer, or of another length than it was trained on; an
+        untrained (imported or cut) checkpoint accepts shorter rows."""
         tokenizer, allowed = self.about["identity"]["tokenizer"], self.about["sequence_length"]
         if rows.tokenizer_digest != tokenizer:
             if self.has_whole_vocabulary:
@@ -113,11 +100,7 @@ class Checkpoint(NamedTuple):
             )
 
     def params(self, shardings: Any = None) -> dict[str, Any]:
-        """The parameters as float32 arrays, laid out by `shardings` (a tree) if given.
-
-        Raises:
-          UserError: they cannot be read, or are not those of `shape`.
-        """
+        """The parameters as float32 arrays, laid out by `shardings` (a tree) if given."""
         target = _with_shardings(parameter_shapes(self.shape), shardings)
         stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, self.dtype), target)
         try:
@@ -137,9 +120,6 @@ class Leaf:
 
     Attributes:
       name, shape, dtype: of the parameter.
-
-    Raises:
-      UserError: there is no such parameter, or it cannot be read or written.
     """
 
     def __init__(self, folder: epath.Path, name: str, write: bool = False):
@@ -188,9 +168,6 @@ def open_checkpoint(path: str) -> Checkpoint:
     Args:
       path: a step's folder, a folder of steps, or the workdir of a run (its newest step, as the
         first process sees it).
-
-    Raises:
-      UserError: there is no checkpoint, or it is not one of this project's.
     """
     folder = epath.Path(from_first(lambda: os.fspath(_newest(path))))
     try:
@@ -241,16 +218,12 @@ def is_finished(path: epath.Path) -> bool:
 
 def describe(shape: ModelShape, **facts: Any) -> dict[str, Any]:
     """The `about` of a checkpoint."""
-    return json.loads(json.dumps({"format": 2, "model": dataclasses.asdict(shape), **facts}))
+    return json.loads(json.dumps({"format": 3, "model": dataclasses.asdict(shape), **facts}))
 
 
 def restore(path: epath.Path, **items: Any) -> dict[str, Any]:
     """Reads items of a step: a tree of targets (strict), None (as on disk), True (JSON), or a pair
-    of trees, of what has to be there and of what it is read as.
-
-    Raises:
-      UserError: a leaf is missing, left over, or of another shape or dtype than its target.
-    """
+    of trees, of what has to be there and of what it is read as."""
     ignore_leftovers()
     arguments = {}
     for name, target in items.items():

@@ -62,11 +62,7 @@ class Writer:
     def save(
         self, step: int, state: TrainState, about: dict[str, Any], tokenizer_bytes: bytes
     ) -> None:
-        """Starts to write; the state may be consumed as soon as this returns.
-
-        Raises:
-          UserError: this checkpoint, or the one before it, could not be written.
-        """
+        """Starts to write; the state may be consumed as soon as this returns."""
         self.wait()
         hold_traces()
         ignore_leftovers()
@@ -87,11 +83,7 @@ class Writer:
             raise self._failed(error) from error
 
     def wait(self) -> None:
-        """Blocks until all that was started is written.
-
-        Raises:
-          UserError: it could not be written; the checkpoints before it are still good.
-        """
+        """Blocks until all that was started is written."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
@@ -117,10 +109,6 @@ class Writer:
         """The newest checkpoint that can be read whole, laid out like `target`, and its `about`.
 
         Newer ones that are damaged are set aside (renamed to STEP.damaged), and said so.
-
-        Raises:
-          UserError: a readable checkpoint has another shape or dtype or no moments, or none can be
-            read.
         """
         damaged: dict[int, str] = {}
         for step in from_first(lambda: committed_steps(self.folder)):
@@ -134,15 +122,15 @@ class Writer:
                     aside = self._set_aside(unreadable)
                     say(
                         f"checkpoint {self.folder / str(unreadable)} is damaged, renamed to "
-                        f"{aside}, going on from step {step}: {why}"
+                        f"{aside}, resuming from step {step}: {why}"
                     )
             if damaged:
                 self._manager.reload()
             return restored
         if damaged:
-            reasons = "; ".join(f"{step}: {why}" for step, why in damaged.items())
+            listed = "; ".join(f"{step}: {why}" for step, why in damaged.items())
             raise UserError(
-                f"no checkpoint in {self.folder} can be read ({reasons}); to start anew, remove "
+                f"no checkpoint in {self.folder} can be read ({listed}); to start anew, remove "
                 f"that folder"
             )
         return None
@@ -156,7 +144,7 @@ class Writer:
             checksums.check(path)
             if not (path / "optimizer").exists():
                 raise UserError(
-                    f"checkpoint {path} was kept without moments, no run can go on from it; a new "
+                    f"checkpoint {path} was kept without moments, no run can resume from it; a new "
                     f"one can start from it, with train.checkpoint = {str(path)!r}"
                 )
             items = restore(
@@ -189,9 +177,6 @@ def with_moments(state: TrainState, path: epath.Path, target: TrainState) -> Tra
       state: the fresh state.
       path: a step's folder.
       target: shapes and layouts, as `abstract_state` gives them.
-
-    Raises:
-      UserError: they cannot be read, or are of another shape.
     """
     try:
         found = restore(path, optimizer=_beside_params(target))["optimizer"]["moments"]

@@ -1,4 +1,4 @@
-"""Tokens that were added to a model behind its SentencePiece model, as its JSON files list them."""
+"""Tokens that were added to a model after its SentencePiece model, as its JSON files list them."""
 
 import pathlib
 from collections.abc import Iterator
@@ -9,11 +9,7 @@ from pangu_tiny.errors import UserError
 
 
 def added_tokens(folder: pathlib.Path) -> dict[int, str]:
-    """The texts of added tokens by their ids, out of all files that are there.
-
-    Raises:
-      UserError: one of these files cannot be read, or lists something else.
-    """
+    """The texts of added tokens by their ids, out of all files that are there."""
     readers = {
         "added_tokens.json": _from_texts,
         "tokenizer_config.json": _from_decoder,

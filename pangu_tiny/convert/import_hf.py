@@ -27,7 +27,7 @@ from pangu_tiny.convert.llama import (
     tensors,
 )
 from pangu_tiny.convert.weights import Weights
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, check_one_of
 from pangu_tiny.git_lfs import check_no_pointer
 from pangu_tiny.model.decoder import parameter_shapes
 from pangu_tiny.model.shape import ModelShape
@@ -43,7 +43,6 @@ def import_hf(
     workdir: str,
     tokenizer: str | None = None,
     dtype: str | None = None,
-    allow_nonfinite: bool = False,
     whole_vocabulary: bool = False,
 ) -> str:
     """Imports a LLaMA-like model as a checkpoint, tensor by tensor.
@@ -56,22 +55,12 @@ def import_hf(
         are printed. The model's begin and end marks must not be among them.
       dtype: "float32", "bfloat16" or "float16", in which parameters are stored; None keeps that
         of the matrices, or takes float32 where they differ.
-      allow_nonfinite: imports NaN and infinite weights too.
       whole_vocabulary: keeps all rows of the embedding and stores `tokenizer` (None takes
         tokenizer.json in `source`) unread: for models without a SentencePiece model (LLaMA-3), and
         those that need their added tokens. generate reads and writes text by a tokenizer.json; no
         stage can compress such a vocabulary or prepare text with it.
-
-    Returns:
-      The checkpoint's path.
-
-    Raises:
-      UserError: names file and tensor: the model is not LLaMA-like, its config.json contradicts
-        its tensors, weights are not finite, or its tokenizer cannot be used. No checkpoint is
-        there then.
     """
-    if dtype not in (None, *FLOATS):
-        raise UserError(f"import_hf.dtype is {dtype!r}, expected one of {', '.join(FLOATS)}")
+    check_one_of("import_hf.dtype", dtype, (None, *FLOATS))
     if "://" in source:
         raise UserError(f"import_hf.source is {source}, expected a local folder: copy it first")
     folder = pathlib.Path(source)
@@ -87,8 +76,7 @@ def import_hf(
     vocabulary = _read_vocabulary(folder, tokenizer, whole_vocabulary, config)
     dtype = dtype or _dtype(weights, expected)
     shape = dataclasses.replace(config.shape, vocab_size=vocabulary.size)
-    _name_rows(weights.read(EMBEDDING), vocabulary)
-    nonfinite = [] if allow_nonfinite else None
+    _name_rows(config.shape.vocab_size, vocabulary)
     identity = {
         "source": weights.digest(folder / "config.json"),
         "tokenizer": hashlib.sha256(vocabulary.tokenizer_bytes).hexdigest(),
@@ -99,7 +87,7 @@ def import_hf(
         claim(workdir, "import-hf", identity) / "checkpoints",
         shape,
         dtype,
-        _parts(weights, expected, shape, nonfinite),
+        _parts(weights, expected, shape),
         vocabulary.tokenizer_bytes,
         label="import-hf",
         identity=identity,
@@ -108,8 +96,6 @@ def import_hf(
         sequence_length=config.sequence_length,
         environment=environment(),
     )
-    if nonfinite:
-        print(f"NaN or infinite values in {', '.join(nonfinite)}")
     print(
         f"imported {source}: {shape.parameters:,} parameters in {dtype}, depth {shape.depth},"
         f" width {shape.width}, heads {shape.heads} (key-value {shape.kv_heads}) of"
@@ -143,7 +129,7 @@ def _read_vocabulary(
     if found.vocab_size > rows:
         raise UserError(
             f"tokenizer {found.name} has {found.vocab_size:,} ids, but {EMBEDDING} in {folder} has"
-            f" {rows:,} rows; expected as many rows or more"
+            f" {rows:,} rows, expected as many rows or more"
         )
     added = added_tokens(folder) if found.vocab_size < rows else {}
     vocabulary = _Vocabulary(
@@ -174,11 +160,11 @@ def _open_tokenizer(folder: pathlib.Path, given: str | None) -> Tokenizer:
 
 def _read_whole(file: epath.Path) -> bytes:
     if not file.is_file():
-        raise UserError(f"tokenizer {file} does not exist; expected one to store")
+        raise UserError(f"tokenizer {file} does not exist, expected one to store")
     content = file.read_bytes()
     check_no_pointer(file, content)
     if not content:
-        raise UserError(f"tokenizer {file} is empty; expected one to store")
+        raise UserError(f"tokenizer {file} is empty, expected one to store")
     return content
 
 
@@ -210,7 +196,7 @@ def _check(weights: Weights, expected: Tensors, tied: bool) -> None:
         ):
             raise UserError(
                 f"{weights.say(HEAD)} is not {EMBEDDING}, but tie_word_embeddings is true in"
-                " config.json; expected a copy, or no such tensor"
+                " config.json, expected a copy, or no such tensor"
             )
 
 
@@ -224,27 +210,17 @@ def _dtype(weights: Weights, expected: Tensors) -> str:
     return dtype
 
 
-def _name_rows(table_vd: np.ndarray, vocabulary: _Vocabulary) -> None:
-    """Prints which rows of the embedding are left out, and which that stay look like padding."""
-    left_out = np.arange(vocabulary.size, len(table_vd))
-    named = np.isin(left_out, [i for i in vocabulary.added if 0 <= i < len(table_vd)])
+def _name_rows(rows: int, vocabulary: _Vocabulary) -> None:
+    """Prints which rows of the embedding are left out."""
+    left_out = np.arange(vocabulary.size, rows)
+    named = np.isin(left_out, [i for i in vocabulary.added if 0 <= i < rows])
     if named.any():
         texts = [vocabulary.added[row] for row in left_out[named].tolist()]
         said = [text if text.isprintable() else repr(text) for text in texts[:_TEXTS]]
         more = f" and {len(texts) - _TEXTS:,} more" if len(texts) > _TEXTS else ""
         print(f"{EMBEDDING}: {_rows(left_out[named])} left out: {', '.join(said)}{more}")
     if not named.all():
-        rows = _rows(left_out[~named])
-        print(f"{EMBEDDING}: {rows} left out, padding above the tokenizer's ids")
-    table_vd = table_vd[: vocabulary.size]
-    zero = np.flatnonzero(~table_vd.any(axis=1))
-    if len(zero):
-        print(f"{EMBEDDING}: {_rows(zero)} all zero, kept")
-    first = vocabulary.size - 1
-    while first and np.array_equal(table_vd[first - 1], table_vd[-1]):
-        first -= 1
-    if first < vocabulary.size - 1 and first not in zero:
-        print(f"{EMBEDDING}: {_rows(np.arange(first, vocabulary.size))} all the same, kept")
+        print(f"{EMBEDDING}: {_rows(left_out[~named])} left out, padding above the tokenizer's ids")
 
 
 def _rows(ids: np.ndarray) -> str:
@@ -255,33 +231,19 @@ def _rows(ids: np.ndarray) -> str:
     return f"row{'s' if len(ids) > 1 else ''} {', '.join(said)}{more}"
 
 
-def _parts(
-    weights: Weights,
-    expected: Tensors,
-    shape: ModelShape,
-    nonfinite: list[str] | None,
-) -> Iterator[Part]:
-    """The parts of the checkpoint; tensors that are not finite go into `nonfinite`, or, where
-    that is None, are an error."""
+def _parts(weights: Weights, expected: Tensors, shape: ModelShape) -> Iterator[Part]:
+    """The parts of the checkpoint, all of them finite."""
     leaves = flatten_dict(parameter_shapes(shape), sep="/")
     padding = ((0, shape.padded_vocab - shape.vocab_size), (0, 0))
     for (name, layer), (theirs, _) in expected.items():
         value = weights.read(theirs)
         if theirs in (EMBEDDING, HEAD):
             value = np.pad(value[: shape.vocab_size], padding)
-        bad = _not_finite(value)
-        if bad and nonfinite is None:
+        if bad := value.size - int(np.count_nonzero(np.isfinite(value))):
             raise UserError(
-                f"{weights.say(theirs)} holds {bad:,} NaN or infinite values, expected none;"
-                " import_hf.allow_nonfinite = True imports them"
+                f"{weights.say(theirs)} holds {bad:,} NaN or infinite values, expected none"
             )
-        if bad:
-            nonfinite.append(f"{theirs} ({bad:,})")
         if theirs != EMBEDDING:
             value = value.T
         size = leaves[name].shape
         yield Part(name, layer, value.reshape(size if layer is None else size[1:]))
-
-
-def _not_finite(value: np.ndarray) -> int:
-    return value.size - int(np.count_nonzero(np.isfinite(value)))

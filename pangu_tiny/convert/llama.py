@@ -73,17 +73,12 @@ class HuggingFaceConfig(NamedTuple):
 
 
 def read_config(file: pathlib.Path) -> HuggingFaceConfig:
-    """Reads and checks a config.json.
-
-    Raises:
-      UserError: the file cannot be read, lacks a size, contradicts itself, or describes a model
-        that computes something else than our decoder.
-    """
+    """Reads and checks a config.json."""
     try:
         config = read_object(file)
     except FileNotFoundError as error:
         raise UserError(
-            f"{file} does not exist; expected a model in Hugging Face layout"
+            f"{file} does not exist, expected a model in Hugging Face layout"
         ) from error
     _check_architecture(config, file)
     positions = _number(config, "max_position_embeddings", file)
@@ -143,7 +138,7 @@ def _check_architecture(config: dict[str, Any], file: pathlib.Path) -> None:
     for name, plain in _PLAIN.items():
         if config.get(name) not in (None, plain):
             raise UserError(
-                f"{file}: {name} is {config[name]!r}, which is not implemented; expected {plain!r}"
+                f"{file}: {name} is {config[name]!r}, which is not implemented, expected {plain!r}"
             )
 
 
@@ -153,7 +148,7 @@ def _check_window(config: dict[str, Any], positions: int, file: pathlib.Path) ->
     window = _number(config, "sliding_window", file)
     if window < positions:
         raise UserError(
-            f"{file}: sliding_window is {window}, which is not implemented; expected null or at"
+            f"{file}: sliding_window is {window}, which is not implemented, expected null or at"
             f" least max_position_embeddings, {positions} (shorter sequences are whole in it: with"
             f" max_position_embeddings at {window} the model is the same)"
         )
@@ -177,7 +172,7 @@ def _rotary(config: dict[str, Any], positions: int, file: pathlib.Path) -> tuple
         _number(bases, name, file, kinds=(int, float))
     if len(set(bases.values())) > 1:
         said = " but ".join(f"{name} is {value}" for name, value in bases.items())
-        raise UserError(f"{file}: {said}; expected one value")
+        raise UserError(f"{file}: {said}, expected one value")
     name, value = next(iter(bases.items()), ("rope_theta", 10_000.0))  # what LLaMA has without
     return float(_number({name: value}, name, file, kinds=(int, float))), context
 
@@ -195,7 +190,7 @@ def _context(rope: dict[str, Any], positions: int, where: str) -> int:
         raise UserError(f"{where} has {unknown[0]}, which is not implemented")
     if (share := rope.get("partial_rotary_factor", 1.0)) != 1.0:
         raise UserError(
-            f"{where}.partial_rotary_factor is {share!r}, which is not implemented; expected 1.0"
+            f"{where}.partial_rotary_factor is {share!r}, which is not implemented, expected 1.0"
         )
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("type", kind) != kind:
@@ -208,7 +203,7 @@ def _context(rope: dict[str, Any], positions: int, where: str) -> int:
             return positions
         raise UserError(
             f"{where} is 'linear' with factor {factor!r}, which divides every position and is not"
-            " implemented; expected factor 1.0, which changes nothing"
+            " implemented, expected factor 1.0, which changes nothing"
         )
     if kind == "dynamic":
         _number(rope, "factor", where, default=1, kinds=(int, float))
@@ -216,7 +211,7 @@ def _context(rope: dict[str, Any], positions: int, where: str) -> int:
         return _number(rope, original, where, default=positions)
     raise UserError(
         f"{where} is {kind!r}, which changes the frequencies of short sequences too and is not"
-        " implemented; expected 'default', 'linear' with factor 1.0, or 'dynamic'"
+        " implemented, expected 'default', 'linear' with factor 1.0, or 'dynamic'"
     )
 
 
@@ -232,9 +227,9 @@ def _number(
     value = config.get(name)
     if value is None and default is not None:
         return default
-    largest, wanted = 2**30, f"int up to {2**30:,}"  # padded, it is still an int32
-    if float in kinds:
-        largest, wanted = sys.float_info.max, "float"
+    integers = float not in kinds  # padded, they are still int32
+    largest = 2**30 if integers else sys.float_info.max
+    wanted = f"int up to {2**30:,}" if integers else "float"
     if type(value) not in kinds or not 0 < value <= largest:
         found = "missing" if value is None else repr(value)
         raise UserError(f"{file}: {name} is {found}, expected a positive {wanted}")

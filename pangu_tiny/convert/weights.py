@@ -35,10 +35,6 @@ class Weights:
       folder: where they lie.
       files: model.safetensors, or the shards that its index names, in the order of their names.
       tensors: by name.
-
-    Raises:
-      UserError: there are none, there are pickled ones only, a shard is absent or damaged, or a
-        tensor comes twice.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -86,9 +82,6 @@ class Weights:
         Args:
           expected: shape by name.
           ignored: ends of names that may be there too.
-
-        Raises:
-          UserError: names the first tensor that is not, its shape and its file.
         """
         missing = [name for name in expected if name not in self.tensors]
         if missing:

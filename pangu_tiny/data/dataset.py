@@ -15,7 +15,7 @@ from etils import epath
 from pangu_tiny.data import records, rows
 from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.workdir import read_json
+from pangu_tiny.workdir import finished, read_json
 
 DESCRIPTION = "dataset.json"
 TOKENIZER = "tokenizer.model"
@@ -63,12 +63,7 @@ class TokenDataset:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "TokenDataset":
-        """Opens the folder that prepare-data wrote.
-
-        Raises:
-          UserError: it is no finished dataset, a shard is missing or truncated, or it is on gs://,
-            of which nothing can be read row by row.
-        """
+        """Opens the folder that prepare-data wrote."""
         dataset = cls.described(path)
         if "://" in dataset.path:
             raise UserError(
@@ -83,34 +78,25 @@ class TokenDataset:
 
     @classmethod
     def described(cls, path: str | os.PathLike[str]) -> "TokenDataset":
-        """What a folder's dataset.json says, without a look at the rows.
-
-        Raises:
-          UserError: it is no finished dataset.
-        """
-        file = epath.Path(path) / DESCRIPTION
-        if not file.exists():
-            raise UserError(
-                f"dataset {path} has no {DESCRIPTION}; expected a folder that prepare-data finished"
-            )
-        description = read_json(file, *_NAMES)
+        """What a folder's dataset.json says, without a look at the rows."""
+        description = read_json(finished("dataset", path, "prepare-data", DESCRIPTION), *_NAMES)
         if description.get("packing") != rows.PACKING:
             raise UserError(
-                f"dataset {path} has packing rule {description.get('packing')};"
+                f"dataset {path} has packing rule {description.get('packing')},"
                 f" expected {rows.PACKING}: prepare it again"
             )
         return cls(os.fspath(path), description)
 
-    def rows(self, split: str) -> int:
+    @property
+    def marks(self) -> rows.Marks:
+        return rows.Marks(self.begin_id, self.end_id)
+
+    def count(self, split: str) -> int:
         """The number of rows of a split."""
         return self._split(split)["rows"]
 
     def tokenizer_bytes(self) -> bytes:
-        """The SentencePiece model that wrote the ids.
-
-        Raises:
-          UserError: the copy in the dataset is not that model.
-        """
+        """The SentencePiece model that wrote the ids."""
         file = epath.Path(self.path) / TOKENIZER
         tokenizer = Tokenizer.open(file)
         if tokenizer.digest != self.tokenizer_digest:
@@ -125,7 +111,7 @@ class TokenDataset:
 
         Args:
           split: "train" or "held_out".
-          row_ids: integers [n], each from 0 to below `rows(split)`.
+          row_ids: integers [n], each from 0 to below `count(split)`.
 
         Returns:
           int32 ids [n, sequence_length + 1].
@@ -194,7 +180,7 @@ class TokenDataset:
             raise UserError(f"{file} cannot be read: {error}") from error
         if rows_bt.size and rows_bt.max() >= self.vocab_size:
             raise UserError(
-                f"{file} holds token id {rows_bt.max()}; expected ids below {self.vocab_size}"
+                f"{file} holds token id {rows_bt.max()}, expected ids below {self.vocab_size}"
             )
         return rows_bt
 
@@ -213,7 +199,7 @@ class TokenDataset:
         if not os.path.exists(file):
             raise UserError(f"{file} is missing; prepare the dataset again")
         if (size := os.path.getsize(file)) != shard["size"]:
-            raise UserError(f"{file} has {size} bytes; expected {shard['size']}: it is damaged")
+            raise UserError(f"{file} has {size} bytes, expected {shard['size']}: it is damaged")
 
 
 def _allow_open_files(count: int) -> None:

@@ -1,6 +1,5 @@
 """What a dataset says of itself: dataset.json, TFDS's metadata, and the report."""
 
-import hashlib
 import json
 from typing import Any
 
@@ -13,7 +12,7 @@ from pangu_tiny.errors import UserError
 from pangu_tiny.text.left_out import count_skipped, left_out_lines, skipped_lines
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.unknown import unknown_lines
-from pangu_tiny.workdir import write_atomically
+from pangu_tiny.workdir import digest_of, write_atomically
 
 _FILE = ("file", "size", "digest")  # what a shard's entry has beside its counts
 
@@ -34,9 +33,6 @@ def write_description(
       results: of every unit, in order: its `source`, and the entries of its `splits`.
       left_out: `skipped` documents and `left_out` files, as dataset.json holds them.
       tokenizer, sequence_length: what the rows were made with.
-
-    Raises:
-      UserError: no row is left to train on.
     """
     splits = {split: _describe_split(split, names, results) for split in SPLITS}
     if not splits["train"]["rows"]:
@@ -56,9 +52,8 @@ def write_description(
         [(names.index(shard["source"]), shard["digest"]) for shard in split["shards"]]
         for split in splits.values()
     ]
-    digest = hashlib.sha256(json.dumps([description, contents], sort_keys=True).encode())
     description |= {
-        "digest": digest.hexdigest(),
+        "digest": digest_of([description, contents]),
         "sources": names,
         **left_out,
         "splits": splits,

@@ -30,9 +30,9 @@ from etils import epath
 from pangu_tiny.data import rows
 from pangu_tiny.data.dataset import DESCRIPTION, TOKENIZER, TokenDataset
 from pangu_tiny.data.describe import report, write_description
-from pangu_tiny.data.shards import UNITS, Job
-from pangu_tiny.errors import UserError
-from pangu_tiny.jobs import run_jobs
+from pangu_tiny.data.shards import TextJob
+from pangu_tiny.errors import UserError, check_number
+from pangu_tiny.jobs import UNITS, Workers, remove_results, run_jobs
 from pangu_tiny.progress import Progress
 from pangu_tiny.text.changes import Reading, TextRecord
 from pangu_tiny.text.documents import Unit, check_reading, held_out, read_documents, split_units
@@ -55,11 +55,13 @@ def prepare_data(
     text_key: str = "text",
     shard_bytes: int | None = None,
     tokenizer_sample_bytes: int = 16 * 2**20,
+    runner: str | None = None,
+    runner_options: list[str] | None = None,
 ) -> dict[str, Any]:
     """Tokenises and packs text into a dataset that `TokenDataset` and TFDS can open.
 
     The result depends on neither the number of processes nor on interruptions: run again, the
-    stage goes on after the last unit of text that it finished. Text that has changed since it was
+    stage resumes after the last unit of text that it finished. Text that has changed since it was
     read is refused.
 
     Args:
@@ -78,15 +80,11 @@ def prepare_data(
       shard_bytes: text in one shard and unit of work; by default 1/256 of all, from 4 to 256
         MiB, but no less than 1/1024 of all.
       tokenizer_sample_bytes: text that the tokenizer is trained on, at most.
-
-    Returns:
-      The dataset's description, as dataset.json holds it.
-
-    Raises:
-      UserError: of the arguments, the text or the workdir.
+      runner, runner_options: as count-tokens takes them.
     """
     _check_arguments(sequence_length, tokenizer, vocab_size)
-    check_reading("prepare_data", held_out_fraction, processes, bad_utf8, shard_bytes=shard_bytes)
+    check_reading("prepare_data", held_out_fraction, bad_utf8, shard_bytes=shard_bytes)
+    workers = Workers.of("prepare_data", processes, runner, runner_options)
     sources = find_sources(text)
     given = _open_tokenizer(tokenizer) if tokenizer else None
     identity: dict[str, Any] = {
@@ -122,21 +120,20 @@ def prepare_data(
             write_atomically(folder / TOKENIZER, given.model_bytes)
     given = given or Tokenizer.open(folder / TOKENIZER)
     jobs = [
-        Job(index, len(units), unit, workdir, sequence_length, held_out_fraction, reading)
+        TextJob(index, workdir, len(units), unit, sequence_length, held_out_fraction, reading)
         for index, unit in enumerate(units)
     ]
-    record = TextRecord(folder, reading, given, processes)
+    record = TextRecord(folder, reading, processes)
     record.check(jobs, finished)
     if not finished:
-        run_jobs(jobs, given, processes, "tokenising")
+        run_jobs(jobs, given, workers, "tokenising")
         record.keep(jobs)
         results = [read_json(job.result) for job in jobs]
         skipped = sum((Skipped.of(result["skipped"]) for result in results), Skipped())
         left_out = {"skipped": skipped.describe(), "left_out": left_out_files(sources)}
         names = [source.name for source in sources]
         write_description(folder, names, results, left_out, given, sequence_length)
-    if (folder / UNITS).exists():
-        (folder / UNITS).rmtree()
+    remove_results(folder)
     dataset = TokenDataset.described(workdir)
     print(report(dataset))
     return dataset.description
@@ -145,17 +142,16 @@ def prepare_data(
 def _check_arguments(sequence_length: int, tokenizer: str | None, vocab_size: int | None) -> None:
     if bool(tokenizer) == bool(vocab_size):
         raise UserError(
-            f"prepare_data.tokenizer is {tokenizer!r} and vocab_size is {vocab_size!r}; expected"
+            f"prepare_data.tokenizer is {tokenizer!r} and vocab_size is {vocab_size!r}, expected"
             " exactly one: a model file, or the size of the model to train"
         )
-    if sequence_length < 2:
-        raise UserError(f"prepare_data.sequence_length is {sequence_length}; expected at least 2")
+    check_number("prepare_data.sequence_length", sequence_length, 2)
 
 
 def _open_tokenizer(path: str) -> Tokenizer:
     tokenizer = Tokenizer.open(path)
     if tokenizer.begin_id == tokenizer.end_id:
-        raise UserError(f"tokenizer {path} has one mark for begin and end; expected two")
+        raise UserError(f"tokenizer {path} has one mark for begin and end, expected two")
     return tokenizer
 
 

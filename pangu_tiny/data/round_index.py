@@ -8,16 +8,15 @@ A folder of select-batches holds
 """
 
 import dataclasses
-import hashlib
-import json
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from pangu_tiny.arrays import read_described, write_arrays
-from pangu_tiny.data.round import Round
+from pangu_tiny.data.order import Round
 from pangu_tiny.errors import UserError
+from pangu_tiny.workdir import digest_of, finished
 
 INDEX = "round_index.npz"
 
@@ -41,30 +40,21 @@ class RoundIndex:
 
     @classmethod
     def open(cls, folder: str) -> "RoundIndex":
-        """Reads a workdir of select-batches.
-
-        Raises:
-          UserError: it is none, was not finished, or points outside its round.
-        """
-        path = epath.Path(folder) / INDEX
-        if not path.exists():
-            raise UserError(
-                f"round index {folder} has no {INDEX}; expected a folder that select-batches "
-                f"finished"
-            )
+        """Reads a workdir of select-batches."""
+        path = finished("round index", folder, "select-batches", INDEX)
         about, arrays = read_described(path)
         try:
-            found = cls(
+            index = cls(
                 Round(**about["round"]),
                 about["unit"],
                 about["model"],
                 arrays["units"],
                 about["how"],
             )
-            found._check(path)
+            index._check(path)
         except (TypeError, KeyError) as error:
             raise UserError(f"{path} is not what select-batches writes: {error}") from error
-        return found
+        return index
 
     def write(self, folder: epath.Path) -> None:
         about = {
@@ -88,10 +78,8 @@ class RoundIndex:
     @property
     def identity(self) -> dict[str, Any]:
         """JSON values: what they are drawn from, and a digest of the numbers themselves."""
-        facts = hashlib.sha256(json.dumps(self.how, sort_keys=True).encode())
-        facts.update(np.ascontiguousarray(self.units, np.int64))
         return {
-            "digest": facts.hexdigest(),
+            "digest": digest_of(self.how, self.units.astype(np.int64)),
             "unit": self.unit,
             "round": dataclasses.asdict(self.round),
         }

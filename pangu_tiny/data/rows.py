@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 PACKING = 1
 
 
+class Marks(NamedTuple):
+    """The ids that open and close every document."""
+
+    begin_id: int
+    end_id: int
+
+
 class Marked(NamedTuple):
     """What a model and its loss need of some rows, each [b, sequence_length].
 
@@ -132,7 +139,7 @@ def token_stream(rows: Iterable[np.ndarray], end_id: int) -> Iterator[np.ndarray
     for row in rows:
         fresh = row[1:] if document else row
         starts = 0
-        for end in np.flatnonzero(fresh == end_id):
+        for end in np.flatnonzero(fresh == end_id).tolist():
             if end == starts and not document:
                 break
             yield np.concatenate([*document, fresh[starts : end + 1]])

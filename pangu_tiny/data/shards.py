@@ -18,6 +18,7 @@ from etils import epath
 
 from pangu_tiny.data import records, rows
 from pangu_tiny.errors import UserError
+from pangu_tiny.jobs import Job
 from pangu_tiny.text.changes import Reader, Reading
 from pangu_tiny.text.documents import Unit, batches, is_held_out
 from pangu_tiny.tokenizer.model import Tokenizer
@@ -25,18 +26,15 @@ from pangu_tiny.tokenizer.unknown import text_bytes, unknown_bytes
 from pangu_tiny.workdir import write_atomically
 
 SPLITS = ("train", "held_out")
-UNITS = "units"  # the folder of results; it goes when the dataset is whole
 _WRITER = "group_size:1,uncompressed"  # ids hardly compress, and are read one row at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """A unit of text and what to make of it; its result is one JSON file, written last."""
+class TextJob(Job):
+    """A unit of text, one of `count`, and what to make of it."""
 
-    index: int
     count: int
     unit: Unit
-    workdir: str
     sequence_length: int
     held_out_fraction: float
     reading: Reading
@@ -44,10 +42,6 @@ class Job:
     @property
     def size(self) -> int:
         return self.unit.size
-
-    @property
-    def result(self) -> epath.Path:
-        return epath.Path(self.workdir) / UNITS / f"{self.index:05d}.json"
 
     def run(self, tokenizer: Tokenizer) -> None:
         """Writes the unit's shards, at most one for each split, and the result."""
@@ -134,7 +128,7 @@ class ShardWriter:
         self.flush()
         self._write(self._packer.finish())
         packer = self._packer
-        entry = {
+        entry: dict[str, Any] = {
             "rows": packer.rows,
             "documents": packer.documents,
             "tokens": packer.tokens,

@@ -19,7 +19,6 @@ from etils import epath
 
 from pangu_tiny.arrays import read_array
 from pangu_tiny.errors import UserError
-from pangu_tiny.workdir import replaced
 
 OUTPUTS = {"blocks/attention/out": "heads", "blocks/ffn/down": "ffn"}
 """What is corrected → the axis along which it is cut."""
@@ -45,9 +44,6 @@ class Correction:
         Args:
           kernel: [ffn, d] or [heads, head_dim, d], of this layer of the teacher.
           kind: "ffn" or "heads".
-
-        Raises:
-          UserError: the Gram matrix cannot be read, or is not of this projection.
         """
         if len(kept) == len(kernel):
             return kernel[kept]
@@ -81,17 +77,8 @@ def gram_file(folder: epath.Path, kind: str, layer: int) -> epath.Path:
     return folder / f"gram_{kind}_{layer}.npy"
 
 
-def write_gram(folder: epath.Path, kind: str, layer: int, gram_ff: np.ndarray) -> None:
-    with replaced(gram_file(folder, kind, layer)) as temporary, temporary.open("wb") as file:
-        np.save(file, gram_ff)
-
-
 def read_gram(folder: epath.Path, kind: str, layer: int, size: int) -> np.ndarray:
-    """Reads what `write_gram` wrote.
-
-    Raises:
-      UserError: it is something else, or not [size, size], or not finite.
-    """
+    """Reads a Gram matrix of rank-teacher."""
     path = gram_file(folder, kind, layer)
     try:
         gram_ff = read_array(path)

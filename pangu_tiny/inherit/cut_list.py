@@ -14,8 +14,8 @@ cuts.json holds
     vocabulary  null, where the rows stay as they are, or for each new id the old one
     tokenizer   digest of the compact tokenizer, or null
 
-Where an entry of `kv_heads` or `vocabulary` is a list, the mean of these is taken. `bottleneck` is
-empty where the teacher has no shortcut to cut.
+Where an entry of `kv_heads` is a list, the mean of these is taken. `bottleneck` is empty where the
+teacher has no shortcut to cut.
 """
 
 import dataclasses
@@ -35,6 +35,9 @@ from pangu_tiny.workdir import read_json
 
 CUTS = "cuts.json"
 
+KV = ("drop", "repeat", "merge")
+"""How key-value heads become fewer, see `inherit`."""
+
 Index = int | list[int]
 """A structure of the teacher, or several of which the mean is taken."""
 
@@ -49,7 +52,7 @@ class CutList:
     embed: list[int]
     blocks: list[dict[str, list[Index]]]
     repeated: bool = False
-    vocabulary: list[Index] | None = None
+    vocabulary: list[int] | None = None
     tokenizer: str | None = None
 
     def to_json(self) -> str:
@@ -63,29 +66,21 @@ class CutList:
 
     @classmethod
     def read(cls, path: str) -> "CutList":
-        """Reads a cuts.json, or the one in a folder of inherit.
-
-        Raises:
-          UserError: it is none.
-        """
+        """Reads a cuts.json, or the one in a folder of inherit."""
         file = epath.Path(path)
         if file.is_dir():
             file = file / CUTS
         try:
             facts = read_json(file)
-            if (found := facts.pop("format")) != 1:
-                raise UserError(f"cuts {file} has format {found!r}, expected 1")
+            if (version := facts.pop("format")) != 1:
+                raise UserError(f"cuts {file} has format {version!r}, expected 1")
             model = ModelShape(**_typed(facts.pop("model"), ModelShape, f"cuts {file}: model."))
             return cls(model=model, **_typed(facts, cls, f"cuts {file}: "))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"cuts {file} is not what inherit writes: {error}") from error
 
     def check(self, teacher: ModelShape) -> None:
-        """Refuses a list that the teacher cannot be cut by, or that is not what its model says.
-
-        Raises:
-          UserError: names the list and what is wrong with it.
-        """
+        """Refuses a list that the teacher cannot be cut by, or that is not what its model says."""
         model, there = self.model, sizes(teacher)
         _check_same(teacher, model)
         check_layers("cuts: layers", self.layers, teacher.depth, model.depth)
@@ -106,7 +101,7 @@ class CutList:
             rows = f"{model.vocab_size} rows, one for each id of the small model"
             if len(self.vocabulary) != model.vocab_size:
                 raise UserError(f"cuts: vocabulary has {len(self.vocabulary)}, expected {rows}")
-            for old in _flat(self.vocabulary):
+            for old in self.vocabulary:
                 _check_range("cuts: vocabulary", old, teacher.vocab_size)
         elif model.vocab_size != teacher.vocab_size:
             raise UserError(
@@ -166,7 +161,7 @@ def _check_range(where: str, item: Any, available: int) -> None:
 
 
 def _check_groups(
-    where: str, block: dict[str, list[Index]], teacher: ModelShape, model: ModelShape
+    where: str, block: dict[str, list[Any]], teacher: ModelShape, model: ModelShape
 ) -> None:
     """Every query head must go with the key-value head that it reads from."""
     per_group = model.heads // model.kv_heads
@@ -188,44 +183,34 @@ def plan(
     layers: list[int],
     scores: dict[str, np.ndarray] | None,
     *,
-    repeat_kv: bool = False,
-    merge_kv: bool = False,
-    vocabulary: list[Index] | None = None,
+    kv: str = "drop",
+    vocabulary: list[int] | None = None,
     tokenizer: str | None = None,
 ) -> CutList:
-    """The cut list that keeps what matters most; of equals the first.
+    """The cut list that keeps what matters most; ties: the first.
 
     Args:
       scores: by kind, "embed" [width], others [layers, structures]; None where nothing is cut.
-      repeat_kv: give every query head a copy of its key-value head first.
-      merge_kv: take the mean of neighbouring key-value heads instead of dropping some.
-
-    Raises:
-      UserError: the small model is larger than the teacher in some axis, or needs scores.
+      kv: one of `KV`.
     """
-    check_fits(teacher, model, repeat_kv, merge_kv)
+    check_fits(teacher, model, kv)
     embed = _best(scores, "embed", model.width, teacher.width)
     blocks = []
     for place in range(len(layers)):
         found = scores and {kind: x[place] for kind, x in scores.items() if kind != "embed"}
-        kv_heads, heads = _choose_heads(found, teacher, model, repeat_kv, merge_kv)
-        block = {"kv_heads": kv_heads, "heads": heads}
+        kv_heads, heads = _choose_heads(found, teacher, model, kv)
+        block: dict[str, list[Any]] = {"kv_heads": kv_heads, "heads": heads}
         block["ffn"] = _best(found, "ffn", model.ffn_width, teacher.ffn_width)
         kept = model.bottleneck if teacher.bottleneck else 0
         block["bottleneck"] = _best(found, "bottleneck", kept, teacher.bottleneck)
         blocks.append(block)
-    return CutList(teacher_digest, model, layers, embed, blocks, repeat_kv, vocabulary, tokenizer)
+    repeated = kv == "repeat"
+    return CutList(teacher_digest, model, layers, embed, blocks, repeated, vocabulary, tokenizer)
 
 
-def check_fits(teacher: ModelShape, model: ModelShape, repeat_kv: bool, merge_kv: bool) -> None:
-    """Refuses a shape that cannot be cut out of a teacher.
-
-    Raises:
-      UserError: names the size, there and here.
-    """
+def check_fits(teacher: ModelShape, model: ModelShape, kv: str) -> None:
+    """Refuses a shape that cannot be cut out of a teacher."""
     _check_same(teacher, model)
-    if repeat_kv and merge_kv:
-        raise UserError("repeat_kv and merge_kv are both True, expected one of them at most")
     for name in ("depth", "width", "heads", "ffn_width"):
         if getattr(model, name) > getattr(teacher, name):
             raise UserError(
@@ -239,23 +224,23 @@ def check_fits(teacher: ModelShape, model: ModelShape, repeat_kv: bool, merge_kv
         )
     groups, per_group = teacher.kv_heads, teacher.heads // teacher.kv_heads
     small, each = model.kv_heads, model.heads // model.kv_heads
-    if repeat_kv and each != 1:
+    if kv == "repeat" and each != 1:
         raise UserError(
-            f"repeat_kv gives every query head its own, but ModelShape.kv_heads is "
+            f"kv = 'repeat' gives every query head its own, but ModelShape.kv_heads is "
             f"{small} with ModelShape.heads {model.heads}: expected as many"
         )
-    if merge_kv:
+    if kv == "merge":
         if groups % small or each > per_group * (groups // small):
             raise UserError(
-                f"merge_kv takes means of neighbours, but the teacher has {groups} "
+                f"kv = 'merge' takes means of neighbours, but the teacher has {groups} "
                 f"key-value heads and ModelShape.kv_heads is {small}: expected a divisor, with at "
                 f"most {per_group} query heads for each that is merged"
             )
-    elif not repeat_kv and (small > groups or each > per_group):
+    elif kv == "drop" and (small > groups or each > per_group):
         raise UserError(
             f"ModelShape has {small} key-value heads with {each} query heads each, the teacher "
-            f"{groups} with {per_group}: expected no more of either; repeat_kv = True "
-            f"first gives every query head its own, merge_kv = True takes means"
+            f"{groups} with {per_group}: expected no more of either; kv = 'repeat' first gives "
+            f"every query head its own, kv = 'merge' takes means"
         )
 
 
@@ -274,25 +259,24 @@ def _choose_heads(
     scores: dict[str, np.ndarray] | None,
     teacher: ModelShape,
     model: ModelShape,
-    repeat_kv: bool,
-    merge_kv: bool,
+    kv: str,
 ) -> tuple[list[Index], list[int]]:
     """Key-value heads first, then equally many query heads of each."""
     per_group = teacher.heads // teacher.kv_heads
     each = model.heads // model.kv_heads
-    if repeat_kv:
+    if kv == "repeat":
         heads = _best(scores, "heads", model.heads, teacher.heads)
         return [head // per_group for head in heads], heads
-    if merge_kv:
+    if kv == "merge":
         size = teacher.kv_heads // model.kv_heads
         groups = [list(range(first, first + size)) for first in range(0, teacher.kv_heads, size)]
         kv_heads: list[Index] = [group[0] if size == 1 else group for group in groups]
     else:
-        kv_heads = list(_best(scores, "kv_heads", model.kv_heads, teacher.kv_heads))
-        groups = [[head] for head in kv_heads]
+        kept = _best(scores, "kv_heads", model.kv_heads, teacher.kv_heads)
+        kv_heads, groups = list(kept), [[head] for head in kept]
     heads = []
     for group in groups:
-        mine = [kv * per_group + place for kv in group for place in range(per_group)]
+        mine = [head * per_group + place for head in group for place in range(per_group)]
         within = scores and {"heads": scores["heads"][mine]}
         heads += [mine[place] for place in _best(within, "heads", each, len(mine))]
     return kv_heads, heads

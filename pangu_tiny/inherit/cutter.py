@@ -17,12 +17,10 @@ from pangu_tiny.checkpoints.read import Checkpoint
 from pangu_tiny.checkpoints.write import Part, parts_of
 from pangu_tiny.errors import UserError
 from pangu_tiny.inherit.correction import OUTPUTS, Correction
-from pangu_tiny.inherit.cut_list import CutList, Index
+from pangu_tiny.inherit.cut_list import CutList
 from pangu_tiny.model.decoder import PARAMETER_AXES, parameter_shapes
 from pangu_tiny.model.init import SERIES_STD, STD
 from pangu_tiny.model.shape import ModelShape
-
-NEW_ROWS = ("mean", "counted", "zero")
 
 _TABLE, _HEAD = "embedding/table", "head/kernel"
 
@@ -35,32 +33,21 @@ class Cutter:
       teacher, cuts: which was checked against it.
       tie: for an untied teacher and a tied model, the matrix that both become, "embedding" or
         "head"; None refuses.
-      new_rows: what becomes of a vocabulary row that stands for several old ones: their "mean",
-        the mean "counted", each as often as it was seen, or "zero".
-      times: int [old ids], how often each was seen, for "counted".
       squares: mean square of what each norm reads (see `Importance.squares`); its weights are then
         multiplied by what the mean over fewer channels changes. None leaves them.
       correction: of the output projections; None leaves them.
-      allow_nonfinite: take NaN and infinite weights as they are.
       seed: of the random part of modules that the teacher lacks.
     """
 
     teacher: Checkpoint
     cuts: CutList
     tie: str | None = None
-    new_rows: str = "mean"
-    times: np.ndarray | None = None
     squares: dict[str, np.ndarray] | None = None
     correction: Correction | None = None
-    allow_nonfinite: bool = False
     seed: int = 0
 
     def parts(self) -> Iterator[Part]:
-        """Every part of the small model, in the order of `parts_of`.
-
-        Raises:
-          UserError: a weight is not finite, or a leaf is not what the teacher's shape says.
-        """
+        """Every part of the small model, in the order of `parts_of`."""
         for name, layer in parts_of(self.cuts.model):
             yield Part(name, layer, self._part(name, layer))
 
@@ -97,17 +84,17 @@ class Cutter:
                 f"{list(before[source])} expected"
             )
         value = leaf.read(None if layer is None else self.cuts.layers[layer])
-        if not self.allow_nonfinite and (bad := int(np.sum(~np.isfinite(value)))):
+        if bad := int(np.sum(~np.isfinite(value))):
             where = source if layer is None else f"{source}, layer {self.cuts.layers[layer]}"
             raise UserError(
                 f"teacher {self.teacher.path}: {where} has {bad:,} values that are NaN or "
-                f"infinite; inherit.allow_nonfinite = True takes them as they are"
+                f"infinite, expected none"
             )
         axes = PARAMETER_AXES[source]
         axes = axes if layer is None else axes[1:]
         for place, axis in reversed(list(enumerate(axes))):  # the width first: less to correct
             if self.correction and OUTPUTS.get(name) == axis:
-                kept = self.cuts.blocks[layer][axis]
+                kept: list[Any] = self.cuts.blocks[layer][axis]
                 value = self.correction.cut(value, axis, self.cuts.layers[layer], kept)
             else:
                 value = self._gather(value, place, axis, layer)
@@ -119,7 +106,7 @@ class Cutter:
         if axis == "vocab":
             return self._rows(value, place)
         if axis == "embed":
-            indices: list[Index] = self.cuts.embed
+            indices: list[Any] = self.cuts.embed
         elif axis in ("kv_heads", "heads", "ffn", "bottleneck"):
             indices = self.cuts.blocks[layer][axis]
         else:
@@ -130,17 +117,10 @@ class Cutter:
         """The rows of the vocabulary, padded with zeros."""
         shape, rows = self.cuts.model, self.cuts.vocabulary
         size = self.teacher.shape.vocab_size
-        taken = _take(value, list(range(size)) if rows is None else rows, place, self._weights)
+        taken = np.take(value, range(size) if rows is None else rows, axis=place)
         padding = [(0, 0)] * value.ndim
         padding[place] = (0, shape.padded_vocab - shape.vocab_size)
         return np.pad(taken, padding)
-
-    def _weights(self, several: list[int]) -> np.ndarray:
-        if self.new_rows == "zero":
-            return np.zeros(len(several))
-        if self.new_rows == "counted" and (total := self.times[several].sum()):
-            return self.times[several] / total
-        return np.full(len(several), 1 / max(1, len(several)))
 
     def _with_terms(self, name: str, layer: int | None, value: np.ndarray) -> np.ndarray:
         """More terms of the series activation than the teacher has."""
@@ -189,16 +169,14 @@ def _source(name: str, before: dict[str, Any], tie: str | None) -> str | None:
     return name if name in before else None
 
 
-def _take(value: np.ndarray, indices: list[Index], place: int, weigh: Any = None) -> np.ndarray:
+def _take(value: np.ndarray, indices: list[Any], place: int) -> np.ndarray:
     """Gathers along one axis; where an entry is a list, the mean of what it names."""
-    firsts = [entry if type(entry) is int else (entry or [0])[0] for entry in indices]
+    firsts = [entry if type(entry) is int else entry[0] for entry in indices]
     taken = np.take(value, firsts, axis=place)
     for number, entry in enumerate(indices):
-        if type(entry) is int:
-            continue
-        weights = weigh(entry) if weigh else np.full(len(entry), 1 / len(entry))
-        several = np.asarray(entry, np.int64)
-        parts = np.moveaxis(np.take(value, several, axis=place).astype(np.float32), place, 0)
-        mean = np.tensordot(weights.astype(np.float32), parts, axes=1)
-        taken[(slice(None),) * place + (number,)] = mean.astype(value.dtype)
+        if type(entry) is not int:
+            parts = np.moveaxis(np.take(value, entry, axis=place).astype(np.float32), place, 0)
+            weights = np.full(len(entry), 1 / len(entry), np.float32)
+            mean = np.tensordot(weights, parts, axes=1).astype(value.dtype)
+            taken[(slice(None),) * place + (number,)] = mean
     return taken

@@ -20,7 +20,6 @@ A folder of rank-teacher holds
 """
 
 import dataclasses
-import hashlib
 import json
 from typing import Any
 
@@ -32,7 +31,7 @@ from pangu_tiny.errors import UserError
 from pangu_tiny.inherit.layers import WINDOWS, LayerChoice, window_scores
 from pangu_tiny.inherit.structures import OUTSIDE, STRUCTURES
 from pangu_tiny.model.shape import ModelShape
-from pangu_tiny.workdir import read_json, write_atomically
+from pangu_tiny.workdir import difference, digest_of, finished, read_json, write_atomically
 
 ARRAYS, ABOUT = "importance.npz", "importance.json"
 
@@ -53,17 +52,9 @@ class Importance:
 
     @classmethod
     def open(cls, folder: str) -> "Importance":
-        """Reads a workdir of rank-teacher.
-
-        Raises:
-          UserError: it is none, or was not finished.
-        """
-        place = epath.Path(folder)
-        if not (place / ABOUT).exists():
-            raise UserError(
-                f"importance {folder} has no {ABOUT}; expected a folder that rank-teacher finished"
-            )
-        return cls(read_json(place / ABOUT, *_FACTS), read_arrays(place / ARRAYS))
+        """Reads a workdir of rank-teacher."""
+        about = finished("importance", folder, "rank-teacher", ABOUT)
+        return cls(read_json(about, *_FACTS), read_arrays(about.parent / ARRAYS))
 
     def write(self, folder: epath.Path) -> None:
         write_arrays(folder / ARRAYS, self.arrays)
@@ -73,42 +64,34 @@ class Importance:
     def digest(self) -> str:
         """sha256 of what it was measured on, and how."""
         facts = {name: value for name, value in self.about.items() if name != "environment"}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return digest_of(facts)
 
-    def check_shape(self, model: ModelShape, repeat_kv: bool, merge_kv: bool) -> None:
-        """Refuses another shape than learned masks were trained for.
-
-        Raises:
-          UserError: names both.
-        """
+    def check_shape(self, model: ModelShape, kv: str) -> None:
+        """Refuses another shape than learned masks were trained for."""
         trained = self.about["model"]
         if self.about["method"] != "learned":
             return
-        for name, value in (("repeat_kv", repeat_kv), ("merge_kv", merge_kv)):
-            if self.about[name] != value:
-                raise UserError(
-                    f"importance was learned with rank_teacher.{name} = {self.about[name]}, "
-                    f"inherit.{name} is {value}: expected the same"
-                )
-        ignored = ("vocab_size", "tied", "series_terms", "norm_eps")
-        differences = [
-            f"{name} {trained[name]} there, {value} here"
-            for name, value in vars(model).items()
-            if trained[name] != value and name not in ignored
-        ]
-        if differences:
+        merged = "merge" if self.about["merge_kv"] else "drop"
+        learned = "repeat" if self.about["repeat_kv"] else merged
+        if kv != learned:
             raise UserError(
-                f"importance was learned for another shape: {'; '.join(differences)}; "
+                f"importance was learned with rank_teacher.kv = {learned!r}, inherit.kv is {kv!r}: "
+                f"expected the same"
+            )
+        ignored = ("vocab_size", "tied", "series_terms", "norm_eps")
+        there, here = (
+            {name: value for name, value in shape.items() if name not in ignored}
+            for shape in (trained, vars(model))
+        )
+        if there != here:
+            raise UserError(
+                f"importance was learned for another shape: {difference(there, here)}; "
                 f"inherit.as_ranking = True cuts others by it all the same"
             )
 
     def structures(self, layers: list[int]) -> dict[str, np.ndarray]:
         """Scores by kind over these layers of the teacher: "embed" [width], others
-        [len(layers), structures].
-
-        Raises:
-          UserError: one of them was not ranked.
-        """
+        [len(layers), structures]."""
         places = self._places(layers)
         found = {
             kind: self.arrays[kind][places]
@@ -130,11 +113,7 @@ class Importance:
         }
 
     def has_grams(self, layers: list[int]) -> bool:
-        """Whether Gram matrices lie beside it, of these layers of the teacher.
-
-        Raises:
-          UserError: one of them was not ranked.
-        """
+        """Whether Gram matrices lie beside it, of these layers of the teacher."""
         self._places(layers)
         return self.about["output_grams"]
 
@@ -154,9 +133,6 @@ def layer_scores(arrays: dict[str, np.ndarray], choice: LayerChoice) -> np.ndarr
 
     Args:
       arrays: as in importance.npz.
-
-    Raises:
-      UserError: it was not measured.
     """
     if not choice.measures:
         return None

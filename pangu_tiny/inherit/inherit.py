@@ -12,18 +12,17 @@ import json
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
+from etils import epath
 
 from pangu_tiny.checkpoints.read import Checkpoint, open_checkpoint
 from pangu_tiny.checkpoints.write import FLOATS, write_parts
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, check_number, check_one_of
 from pangu_tiny.inherit.correction import Correction
-from pangu_tiny.inherit.cut_list import CUTS, CutList, plan
-from pangu_tiny.inherit.cutter import NEW_ROWS, Cutter
+from pangu_tiny.inherit.cut_list import CUTS, KV, CutList, plan
+from pangu_tiny.inherit.cutter import Cutter
 from pangu_tiny.inherit.importance import Importance, layer_scores
 from pangu_tiny.inherit.layers import LayerChoice
 from pangu_tiny.model.shape import ModelShape
-from pangu_tiny.vocabulary.counts import read_counts
 from pangu_tiny.vocabulary.id_map import IdMap
 from pangu_tiny.workdir import absolute, claim, environment, write_atomically
 
@@ -37,7 +36,7 @@ class _Tokenizer(NamedTuple):
     digest: str | None
     begin_id: int
     end_id: int
-    vocabulary: list[Any] | None
+    vocabulary: list[int] | None
 
 
 def inherit(
@@ -49,17 +48,13 @@ def inherit(
     tokenizer: str | None = None,
     cuts: str | None = None,
     cuts_only: bool = False,
-    repeat_kv: bool = False,
-    merge_kv: bool = False,
+    kv: str = "drop",
     tie: str | None = None,
-    new_rows: str = "mean",
-    counts: str | list[str] | None = None,
     calibrate_norms: bool = False,
     correct_outputs: bool = False,
     ridge: float = 1e-3,
     as_ranking: bool = False,
     dtype: str | None = None,
-    allow_nonfinite: bool = False,
     seed: int = 0,
 ) -> CutList:
     """Cuts a teacher down to a small shape, a layer at a time, whatever its size.
@@ -75,84 +70,48 @@ def inherit(
         None leaves the vocabulary whole.
       cuts: an edited cuts.json, in place of what importance would choose.
       cuts_only: write cuts.json and stop.
-      repeat_kv: give every query head of a grouped-query teacher a copy of its key-value head
-        first, for a small shape with as many key-value as query heads.
-      merge_kv: take the mean of neighbouring key-value heads instead of dropping some (the paper's
-        appendix on grouped queries).
+      kv: how a grouped-query teacher loses key-value heads: "drop" the least important ones;
+        "repeat" each for its query heads first, for a small shape with as many key-value as query
+        heads; "merge", the mean of neighbours (the paper's appendix on grouped queries).
       tie: for a teacher with a head of its own and a tied small model, the matrix that is taken:
         "embedding" or "head". None refuses.
-      new_rows: what an id gets that stands for several old ones, in a map or cut list made by hand
-        (compress-tokenizer makes no such ids): "mean" of their rows, "counted", the mean weighted
-        by `counts`, or "zero".
-      counts: folder of count-tokens with the teacher's tokenizer, for "counted".
       calibrate_norms: multiply the weights of the norms by what the mean over fewer channels
         changes, as measured by rank-teacher.
       correct_outputs: change the output projections of attention and feed-forward so that they
-        make up for heads and neurons that are gone, by least squares on the teacher's activations
-        (see `inherit/correction.py`); needs importance with `rank_teacher.output_grams`. Refused
-        where key-value heads are merged: what heads put out then was never measured.
+        make up for the heads and neurons that were dropped, by least squares on the teacher's
+        activations (see `inherit/correction.py`); needs importance with
+        `rank_teacher.output_grams`. Refused where key-value heads are merged: what heads put out
+        then was never measured.
       ridge: of that correction, a share of the mean square of what is read. Not in the paper:
         chosen far above the rounding of float32 sums and far below what is read.
       as_ranking: take learned masks as a ranking, for another shape than they were trained for.
       dtype: of the small checkpoint, "float32", "bfloat16" or "float16"; None is the teacher's.
-      allow_nonfinite: take NaN and infinite weights as they are.
       seed: of the random part of modules that the teacher lacks.
-
-    Returns:
-      The cut list.
-
-    Raises:
-      UserError: of the arguments, of files that do not fit the teacher, or of its weights; no
-        checkpoint is left then.
     """
-    _check_options(tie, new_rows, dtype, seed, ridge)
-    if cuts and (repeat_kv or merge_kv):
-        raise UserError("inherit.cuts says which heads stay, expected no repeat_kv or merge_kv")
-    if counts and new_rows != "counted":
-        raise UserError("inherit.counts are for inherit.new_rows = 'counted', expected both")
+    check_number("inherit.seed", seed, 0)
+    check_number("inherit.ridge", ridge, above=0, below=math.inf)
+    check_one_of("inherit.kv", kv, KV)
+    check_one_of("inherit.tie", tie, (None, *TIES))
+    check_one_of("inherit.dtype", dtype, (None, *FLOATS))
+    if cuts and kv != "drop":
+        raise UserError("inherit.cuts says which heads stay, expected no inherit.kv")
     opened = open_checkpoint(teacher)
-    ranking = Importance.open(importance) if importance else None
-    if ranking and ranking.about["teacher"] != opened.digest:
-        raise UserError(
-            f"importance {importance} is of teacher {ranking.about['teacher'][:12]}, "
-            f"{teacher} is {opened.digest[:12]}"
-        )
+    ranking = _open_ranking(importance, opened) if importance else None
     small = _read_tokenizer(opened, tokenizer)
     if cuts:
         cut_list = _read_cuts(cuts, opened, small, model)
     else:
-        kv = {"repeat_kv": repeat_kv, "merge_kv": merge_kv}
         if ranking and model and not as_ranking:
-            ranking.check_shape(model, **kv)
-        cut_list = _plan(opened, ranking, model, layer_choice, small, **kv)
+            ranking.check_shape(model, kv)
+        cut_list = _plan(opened, ranking, model, layer_choice, small, kv)
     cut_list.check(opened.shape)
-    shape = cut_list.model
-    if (ties := shape.tied and not opened.shape.tied) != (tie is not None):
-        raise UserError(
-            "ModelShape.tied is True, but the teacher has a head of its own: choose the matrix "
-            "that is taken for both, inherit.tie = 'embedding' or 'head'"
-            if ties
-            else f"inherit.tie is {tie!r}, but no two matrices become one: expected None"
-        )
-    if calibrate_norms and (ranking is None or ranking.squares(cut_list.layers) is None):
-        raise UserError(
-            "inherit.calibrate_norms needs inherit.importance, of a rank-teacher with a dataset"
-        )
-    if correct_outputs:
-        _check_correction(ranking, cut_list)
-    times = None
-    if new_rows == "counted":
-        if counts is None:
-            raise UserError("inherit.new_rows = 'counted' needs inherit.counts")
-        times = read_counts(counts, opened.sentencepiece()).times
+    _check_options(opened, cut_list, ranking, tie, calibrate_norms, correct_outputs)
     text = cut_list.to_json()
     identity = {
         "teacher": opened.digest,
         "cuts": hashlib.sha256(text.encode()).hexdigest(),
         "tokenizer": small.digest,
         "tie": tie,
-        "new_rows": new_rows,
-        "times": None if times is None else hashlib.sha256(np.asarray(times)).hexdigest(),
         "calibrate_norms": ranking.digest if calibrate_norms else None,
         "correct_outputs": [ranking.digest, ridge] if correct_outputs else None,
         "dtype": dtype or str(opened.dtype),
@@ -167,20 +126,28 @@ def inherit(
     if cuts_only:
         print(f"cut list {folder / CUTS}: edit it, and give it as inherit.cuts")
         return cut_list
-    cutter = Cutter(
-        opened,
-        cut_list,
-        tie,
-        new_rows,
-        times,
-        ranking.squares(cut_list.layers) if calibrate_norms else None,
-        Correction(absolute(importance), ridge) if correct_outputs else None,
-        allow_nonfinite,
-        seed,
-    )
+    squares = ranking.squares(cut_list.layers) if calibrate_norms else None
+    correction = Correction(absolute(importance), ridge) if correct_outputs else None
+    _write(folder, Cutter(opened, cut_list, tie, squares, correction, seed), small, identity)
+    return cut_list
+
+
+def _open_ranking(folder: str, opened: Checkpoint) -> Importance:
+    ranking = Importance.open(folder)
+    if ranking.about["teacher"] != opened.digest:
+        raise UserError(
+            f"importance {folder} is of teacher {ranking.about['teacher'][:12]}, "
+            f"{opened.path} is {opened.digest[:12]}"
+        )
+    return ranking
+
+
+def _write(folder: epath.Path, cutter: Cutter, small: _Tokenizer, identity: dict[str, Any]) -> None:
+    """Writes checkpoint and manifest, and tells what became of the teacher."""
+    teacher, cuts = cutter.teacher, cutter.cuts
     path = write_parts(
         folder / "checkpoints",
-        shape,
+        cuts.model,
         identity["dtype"],
         cutter.parts(),
         small.model_bytes,
@@ -188,14 +155,14 @@ def inherit(
         identity=identity,
         begin_id=small.begin_id,
         end_id=small.end_id,
-        sequence_length=opened.about["sequence_length"],
+        sequence_length=teacher.about["sequence_length"],
         environment=environment(),
     )
     manifest = cutter.manifest()
     write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1))
     print(
-        f"inherited {opened.shape.parameters / 1e6:,.1f}M → {shape.parameters / 1e6:,.1f}M "
-        f"parameters, layers {cut_list.layers} of {opened.shape.depth}: {path}"
+        f"inherited {teacher.shape.parameters / 1e6:,.1f}M → {cuts.model.parameters / 1e6:,.1f}M "
+        f"parameters, layers {cuts.layers} of {teacher.shape.depth}: {path}"
     )
     for name, line in manifest["leaves"].items():
         if line["before"] is None:
@@ -203,24 +170,30 @@ def inherit(
     for name in manifest["not_taken"]:
         print(f"  not taken     {name}")
     print(f"train on from it: train.checkpoint = {str(folder)!r}")
-    return cut_list
 
 
 def _check_options(
-    tie: str | None, new_rows: str, dtype: str | None, seed: int, ridge: float
+    opened: Checkpoint,
+    cuts: CutList,
+    ranking: Importance | None,
+    tie: str | None,
+    calibrate_norms: bool,
+    correct_outputs: bool,
 ) -> None:
-    if seed < 0:
-        raise UserError(f"inherit.seed is {seed}, expected 0 or more")
-    if not 0 < ridge < math.inf:
-        raise UserError(f"inherit.ridge is {ridge}, expected a positive number")
-    for name, value, known in (
-        ("tie", tie, (None, *TIES)),
-        ("new_rows", new_rows, NEW_ROWS),
-        ("dtype", dtype, (None, *FLOATS)),
-    ):
-        if value not in known:
-            names = ", ".join(str(option) for option in known)
-            raise UserError(f"inherit.{name} is {value!r}, expected one of {names}")
+    """Checks the options that depend on teacher, cut list and ranking."""
+    if (ties := cuts.model.tied and not opened.shape.tied) != (tie is not None):
+        raise UserError(
+            "ModelShape.tied is True, but the teacher has a head of its own: choose the matrix "
+            "that is taken for both, inherit.tie = 'embedding' or 'head'"
+            if ties
+            else f"inherit.tie is {tie!r}, but no two matrices become one: expected None"
+        )
+    if calibrate_norms and (ranking is None or ranking.squares(cuts.layers) is None):
+        raise UserError(
+            "inherit.calibrate_norms needs inherit.importance, of a rank-teacher with a dataset"
+        )
+    if correct_outputs:
+        _check_correction(ranking, cuts)
 
 
 def _check_correction(ranking: Importance | None, cuts: CutList) -> None:
@@ -264,21 +237,21 @@ def _read_tokenizer(opened: Checkpoint, folder: str | None) -> _Tokenizer:
 def _read_cuts(
     path: str, opened: Checkpoint, small: _Tokenizer, model: ModelShape | None
 ) -> CutList:
-    found = CutList.read(path)
-    if found.teacher != opened.digest:
+    cut_list = CutList.read(path)
+    if cut_list.teacher != opened.digest:
         raise UserError(
-            f"cuts {path} are of teacher {found.teacher[:12]}, {opened.path} is "
+            f"cuts {path} are of teacher {cut_list.teacher[:12]}, {opened.path} is "
             f"{opened.digest[:12]}"
         )
-    if model is not None and found.model != model:
-        raise UserError(f"cuts {path} make {found.model}, but ModelShape is bound to {model}")
+    if model is not None and cut_list.model != model:
+        raise UserError(f"cuts {path} make {cut_list.model}, but ModelShape is bound to {model}")
     wanted = small.digest if small.vocabulary is not None else None
-    if found.tokenizer != wanted:
+    if cut_list.tokenizer != wanted:
         raise UserError(
-            f"cuts {path} are for tokenizer {str(found.tokenizer)[:12]}, inherit.tokenizer is "
+            f"cuts {path} are for tokenizer {str(cut_list.tokenizer)[:12]}, inherit.tokenizer is "
             f"{str(wanted)[:12]}"
         )
-    return found
+    return cut_list
 
 
 def _plan(
@@ -287,8 +260,7 @@ def _plan(
     model: ModelShape | None,
     layer_choice: LayerChoice,
     small: _Tokenizer,
-    repeat_kv: bool,
-    merge_kv: bool,
+    kv: str,
 ) -> CutList:
     if model is None:
         raise UserError("inherit needs the shape to make: bind ModelShape.*, or give inherit.cuts")
@@ -306,9 +278,8 @@ def _plan(
         opened.digest,
         model,
         layers,
-        ranking and ranking.structures(layers),
-        repeat_kv=repeat_kv,
-        merge_kv=merge_kv,
+        ranking.structures(layers) if ranking else None,
+        kv=kv,
         vocabulary=small.vocabulary,
         tokenizer=small.digest if small.vocabulary is not None else None,
     )

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, check_number, check_one_of
 
 WINDOWS = (1, 2, 3)
 """How many adjacent layers are skipped at once, as in the paper's figure."""
@@ -40,14 +40,10 @@ class LayerChoice:
     layers: list[int] | None = None
 
     def __post_init__(self):
-        for name, value, known in (("rule", self.rule, RULES), ("score", self.score, SCORES)):
-            if value not in known:
-                raise UserError(
-                    f"LayerChoice.{name} is {value!r}, expected one of {', '.join(known)}"
-                )
+        check_one_of("LayerChoice.rule", self.rule, RULES)
+        check_one_of("LayerChoice.score", self.score, SCORES)
         for name in ("first", "last"):
-            if (value := getattr(self, name)) is not None and value < 0:
-                raise UserError(f"LayerChoice.{name} is {value}, expected 0 or more")
+            check_number(f"LayerChoice.{name}", getattr(self, name), 0)
         if (self.layers is not None) != (self.rule == "listed"):
             raise UserError("LayerChoice.layers and rule = 'listed' go together, expected both")
 
@@ -72,9 +68,6 @@ class LayerChoice:
           layers: how many the teacher has.
           depth: how many are to stay.
           scores: [layers], what each matters; None where the rule needs none.
-
-        Raises:
-          UserError: it cannot be done.
         """
         if depth > layers:
             raise UserError(f"ModelShape.depth is {depth}, but the teacher has {layers} layers")

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, check_number, check_one_of
 from pangu_tiny.inherit.measure import mean_loss
 from pangu_tiny.inherit.structures import apply_masks
 from pangu_tiny.model.shape import ModelShape
@@ -46,7 +46,7 @@ class MaskTraining:
       shrink_fraction: share of the steps over which the kept number comes down to the target.
       noise: factor of the logistic noise, beside τ.
       start: "zero", or "taylor": logits that rank as first-order importance does, from −1 to 1.
-      save_every: steps between saved states, from which an interrupted training goes on.
+      save_every: steps between saved states, from which an interrupted training resumes.
     """
 
     steps: int = 300
@@ -59,26 +59,17 @@ class MaskTraining:
     save_every: int = 20
 
     def __post_init__(self):
-        if self.steps < 1 or self.save_every < 1:
-            raise UserError("MaskTraining.steps and save_every: expected at least 1")
+        for name in ("steps", "save_every"):
+            check_number(f"MaskTraining.{name}", getattr(self, name), 1)
         for name in ("learning_rate", "noise"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(
-                    f"MaskTraining.{name} is {getattr(self, name)}, expected 0 or a positive number"
-                )
+            check_number(f"MaskTraining.{name}", getattr(self, name), 0, below=math.inf)
         if not 0 < self.last_temperature <= self.first_temperature:
             raise UserError(
                 f"MaskTraining.first_temperature {self.first_temperature} and last_temperature "
                 f"{self.last_temperature}: expected positive numbers, the last not above the first"
             )
-        if not 0 <= self.shrink_fraction <= 1:
-            raise UserError(
-                f"MaskTraining.shrink_fraction is {self.shrink_fraction}, expected 0 to 1"
-            )
-        if self.start not in START:
-            raise UserError(
-                f"MaskTraining.start is {self.start!r}, expected one of {', '.join(START)}"
-            )
+        check_number("MaskTraining.shrink_fraction", self.shrink_fraction, 0, 1)
+        check_one_of("MaskTraining.start", self.start, START)
 
     def identity(self) -> dict[str, Any]:
         """What decides the result."""
@@ -93,23 +84,19 @@ class MaskState(NamedTuple):
     step: jax.Array
 
 
-def head_groups(
-    teacher: ModelShape, student: ModelShape, repeat_kv: bool = False, merge_kv: bool = False
-) -> int:
+def head_groups(teacher: ModelShape, student: ModelShape, kv: str) -> int:
     """In how many groups of neighbours query heads are chosen, equally many in each: those of one
     key-value head, of several that are merged, or all, where each gets its own."""
-    if repeat_kv:
-        return 1
-    return student.kv_heads if merge_kv else teacher.kv_heads
+    return {"repeat": 1, "merge": student.kv_heads, "drop": teacher.kv_heads}[kv]
 
 
 def targets(
-    teacher: ModelShape, student: ModelShape, repeat_kv: bool = False, merge_kv: bool = False
+    teacher: ModelShape, student: ModelShape, kv: str = "drop"
 ) -> dict[str, tuple[int, int]]:
     """How many of how many structures stay, by kind; kinds of which all stay are left out, and
     "heads" is of those in one group."""
-    groups = head_groups(teacher, student, repeat_kv, merge_kv)
-    kept_groups = groups if repeat_kv or merge_kv else student.kv_heads
+    groups = head_groups(teacher, student, kv)
+    kept_groups = student.kv_heads if kv == "drop" else groups
     counts = {
         "embed": (student.width, teacher.width),
         "kv_heads": (kept_groups, groups),
@@ -170,7 +157,7 @@ def soft_top(scores: jax.Array, count: jax.Array, temperature: jax.Array) -> jax
 
 
 def hard_top(scores: jax.Array, count: jax.Array) -> jax.Array:
-    """1 for the `count` largest along the last axis, else 0; of equals the first."""
+    """1 for the `count` largest along the last axis, else 0; ties: the first."""
     ranks = jnp.argsort(jnp.argsort(-scores, axis=-1, stable=True), axis=-1)
     return (ranks < count).astype(jnp.float32)
 
@@ -229,8 +216,8 @@ def mask_step(
     rate = optax.linear_schedule(training.learning_rate, 0.0, training.steps)
     adam = optax.adam(rate, b1=0.9, b2=0.99)
 
-    def init(logits: dict[str, np.ndarray]) -> MaskState:
-        logits = jax.tree.map(jnp.asarray, logits)
+    def init(scores: dict[str, np.ndarray]) -> MaskState:
+        logits: Any = jax.tree.map(jnp.asarray, scores)
         return MaskState(logits, adam.init(logits), jnp.zeros((), jnp.int32))
 
     def step(

@@ -15,10 +15,9 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pangu_tiny.arrays import read_arrays, write_arrays
-from pangu_tiny.data.rows import Marked, read_marks
+from pangu_tiny.data.rows import read_marks
 from pangu_tiny.inherit.layers import WINDOWS
 from pangu_tiny.inherit.structures import OUTSIDE, apply_masks, sum_by_structure, with_groups
-from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.program.step import Objective
 from pangu_tiny.progress import Progress
 from pangu_tiny.topology.mesh import AXES, named_sharding
@@ -40,7 +39,7 @@ def total_over(
 ) -> dict[str, np.ndarray]:
     """Adds the figures of `count` batches up in float64; `batches` gives those from one on.
 
-    They are kept in `saved` after every batch, so that an interrupted measurement goes on behind
+    They are kept in `saved` after every batch, so that an interrupted measurement resumes after
     the last one that it took.
     """
     totals = read_arrays(saved) if from_first(saved.exists) else {"batches": np.zeros(())}
@@ -65,7 +64,7 @@ def skipping(objective: Objective, mesh: Mesh, depth: int) -> Measure:
     """Nats over the targets of some rows: `base`, and with adjacent layers skipped `skip_1`,
     `skip_2`, `skip_3` by the first of them; and `targets`."""
 
-    def nats(params: dict[str, Any], mask_l: jax.Array, rows_abt: jax.Array) -> tuple[Any, Any]:
+    def nats(params: dict[str, Any], mask_l: Any, rows_abt: jax.Array) -> tuple[Any, Any]:
         masked = apply_masks(params, {"layer": mask_l})
 
         def one(_: None, rows_bt: jax.Array) -> tuple[None, Any]:
@@ -78,7 +77,7 @@ def skipping(objective: Objective, mesh: Mesh, depth: int) -> Measure:
     nats = _compiled(nats, mesh)
 
     def measure(params: dict[str, Any], rows_abt: jax.Array) -> dict[str, Any]:
-        def total(gone: range) -> tuple[float, float]:
+        def total(gone: range) -> tuple[float, ...]:
             mask_l = np.ones(depth, np.float32)
             mask_l[list(gone)] = 0
             found = jax.device_get(nats(params, mask_l, rows_abt))
@@ -97,15 +96,15 @@ def skipping(objective: Objective, mesh: Mesh, depth: int) -> Measure:
     return measure
 
 
-def looking(decoder: Decoder, begin_id: int, end_id: int, mesh: Mesh) -> Measure:
-    """The figures that the model leaves as it runs: activation sizes by structure, `influence` of
+def looking(objective: Objective, mesh: Mesh) -> Measure:
+    """The figures that the model records as it runs: activation sizes by structure, `influence` of
     the layers, mean squares of what the norms read."""
 
     def look(params: dict[str, Any], rows_bt: jax.Array) -> dict[str, Any]:
-        measured = _left(decoder, params, read_marks(rows_bt, begin_id, end_id), "measured")
+        measured = _recorded(objective, params, rows_bt, "measured")
         blocks = measured["blocks"]
         heads = blocks["attention"]["size"]
-        shape = decoder.shape
+        shape = objective.decoder.shape
         figures = {
             "embed": blocks["attention_norm"]["size"] + blocks["ffn_norm"]["size"],
             OUTSIDE: measured["final_norm"]["size"],
@@ -130,16 +129,19 @@ def looking(decoder: Decoder, begin_id: int, end_id: int, mesh: Mesh) -> Measure
     return _compiled(measure, mesh)
 
 
-def _left(decoder: Decoder, params: dict[str, Any], marked: Marked, collection: str) -> Any:
-    """What the model leaves in a collection as it runs."""
-    _, found = decoder.apply(
+def _recorded(
+    objective: Objective, params: dict[str, Any], rows_bt: jax.Array, collection: str
+) -> Any:
+    """The statistics that the model records in a collection as it runs."""
+    marked = read_marks(rows_bt, objective.begin_id, objective.end_id)
+    _, recorded = objective.decoder.apply(
         {"params": params}, marked.inputs, marked.segments, marked.positions, mutable=[collection]
     )
-    return found[collection]
+    return recorded[collection]
 
 
 def grams(
-    decoder: Decoder, begin_id: int, end_id: int, mesh: Mesh
+    objective: Objective, mesh: Mesh
 ) -> tuple[Callable[[], Grams], Callable[[Grams, dict[str, Any], jax.Array], Grams]]:
     """Gram matrices of what the output projections read, all positions alike, as in `looking`.
 
@@ -147,7 +149,7 @@ def grams(
       What makes totals of 0, and what adds to totals, which it consumes, the mean over the
       positions of rows [a, b, t + 1].
     """
-    shape = decoder.shape
+    shape = objective.decoder.shape
     sizes = {"heads": shape.heads * shape.head_dim, "ffn": shape.ffn_width}
     layouts = {kind: _cut_by_rows(mesh, size) for kind, size in sizes.items()}
 
@@ -156,8 +158,8 @@ def grams(
 
     def add(totals: Grams, params: dict[str, Any], rows_abt: jax.Array) -> Grams:
         def one(totals: Grams, rows_bt: jax.Array) -> tuple[Grams, None]:
-            found = _left(decoder, params, read_marks(rows_bt, begin_id, end_id), "grams")["blocks"]
-            parts = {"heads": found["attention"]["gram"], "ffn": found["ffn"]["gram"]}
+            blocks = _recorded(objective, params, rows_bt, "grams")["blocks"]
+            parts = {"heads": blocks["attention"]["gram"], "ffn": blocks["ffn"]["gram"]}
             return jax.tree.map(lambda x, y: x + y / len(rows_abt), totals, parts), None
 
         return jax.lax.scan(one, totals, rows_abt)[0]
@@ -197,10 +199,9 @@ def first_order(objective: Objective, mesh: Mesh) -> Measure:
     return _compiled(measure, mesh)
 
 
-def magnitudes(decoder: Decoder, power: int, mesh: Mesh) -> Callable[[dict[str, Any]], Any]:
+def magnitudes(vocab_size: int, power: int, mesh: Mesh) -> Callable[[dict[str, Any]], Any]:
     """L1 (power 1) or squared L2 (power 2) norm of the weights of a structure; of the vocabulary
     only the rows that are ids."""
-    vocab_size = decoder.shape.vocab_size
 
     def measure(params: dict[str, Any]) -> dict[str, Any]:
         params = {**params, "embedding": {"table": params["embedding"]["table"][:vocab_size]}}

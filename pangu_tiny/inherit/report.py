@@ -1,13 +1,11 @@
-"""The reports of rank-teacher: what layers matter, and how unevenly the rest does."""
+"""The report of rank-teacher: which layers matter, and how unevenly the rest does."""
 
 import numpy as np
-from etils import epath
 from matplotlib.figure import Figure
 
 from pangu_tiny.inherit.importance import Importance
 from pangu_tiny.inherit.layers import WINDOWS
-from pangu_tiny.page import page, paragraph, picture, section, table
-from pangu_tiny.workdir import write_atomically
+from pangu_tiny.page import Report, paragraph, picture, section
 
 _NAMES = {
     "embed": "residual channels",
@@ -18,9 +16,8 @@ _NAMES = {
 }
 
 
-def write_ranking(folder: epath.Path, found: Importance) -> None:
-    """Writes report.html."""
-    about, arrays = found.about, found.arrays
+def report_of(ranking: Importance) -> Report:
+    about, arrays = ranking.about, ranking.arrays
     facts = {
         "teacher": ", ".join(f"{name} {value}" for name, value in about["teacher_shape"].items()),
         "method": about["method"],
@@ -29,7 +26,7 @@ def write_ranking(folder: epath.Path, found: Importance) -> None:
         if about["dataset"]
         else "none",
     }
-    sections = [table(facts.items())]
+    sections = []
     if "influence" in arrays:
         sections.append(
             section(
@@ -39,7 +36,7 @@ def write_ranking(folder: epath.Path, found: Importance) -> None:
                     " by the first of them; and one less the cosine between what comes into a layer"
                     " and what goes out. Layers that are low in all curves can go."
                 ),
-                picture(_layers(found), "importance of layers"),
+                picture(_layers(ranking), "importance of layers"),
             )
         )
     kinds = {kind: name for kind, name in _NAMES.items() if kind in arrays}
@@ -50,17 +47,17 @@ def write_ranking(folder: epath.Path, found: Importance) -> None:
                 f"How importance by {about['method']} is spread, each layer's scores divided by"
                 " their mean size. The longer the tail, the more a choice by it is worth."
             ),
-            picture(_histograms(found, kinds), "histograms of importance"),
+            picture(_histograms(ranking, kinds), "histograms of importance"),
         )
     )
-    write_atomically(folder / "report.html", page("What matters in the teacher", *sections))
+    return Report("What matters in the teacher", facts, sections=sections)
 
 
-def _layers(found: Importance) -> Figure:
+def _layers(ranking: Importance) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     skipped, influence = figure.subplots(1, 2)
     for window in WINDOWS:
-        if (rises := found.arrays.get(f"skip_{window}")) is not None:
+        if (rises := ranking.arrays.get(f"skip_{window}")) is not None:
             label = "1 layer" if window == 1 else f"{window} layers"
             skipped.plot(rises, marker="o", ms=3, label=label)
     if skipped.lines:
@@ -69,19 +66,19 @@ def _layers(found: Importance) -> Figure:
     skipped.set_yscale("symlog", linthresh=0.1)
     influence.set_yscale("log")
     skipped.set(title="skipped", xlabel="first layer", ylabel="rise of the loss, nats per token")
-    influence.plot(found.arrays["influence"], marker="o", ms=3)
+    influence.plot(ranking.arrays["influence"], marker="o", ms=3)
     influence.set(title="block influence", xlabel="layer", ylabel="1 − cosine")
     for axes in (skipped, influence):
-        for layer in found.about["layers"]:
+        for layer in ranking.about["layers"]:
             axes.axvline(layer, color="gray", lw=0.4, alpha=0.4)
         axes.grid(alpha=0.3)
     return figure
 
 
-def _histograms(found: Importance, kinds: dict[str, str]) -> Figure:
+def _histograms(ranking: Importance, kinds: dict[str, str]) -> Figure:
     figure = Figure(figsize=(9, 2.6 * -(-len(kinds) // 3)), layout="constrained")
     places = figure.subplots(-(-len(kinds) // 3), 3, squeeze=False).reshape(-1)
-    structures = found.structures(found.about["layers"])
+    structures = ranking.structures(ranking.about["layers"])
     for axes, (kind, name) in zip(places, kinds.items(), strict=False):
         scores = np.atleast_2d(structures[kind])
         size = np.mean(np.abs(scores), axis=-1, keepdims=True)

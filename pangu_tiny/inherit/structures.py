@@ -71,8 +71,8 @@ def with_groups(scores: dict[str, Any]) -> dict[str, Any]:
 def apply_masks(params: dict[str, Any], masks: dict[str, Any]) -> dict[str, Any]:
     """A model with structures silenced, as a parameter tree of the same shape.
 
-    With 0 and 1 it computes what the model does from which they are cut: a masked norm takes its
-    mean over the channels that are kept. (To the letter if its ε is that of `masked_shape`.)
+    With 0/1 masks it equals the model with those structures removed: a masked norm takes its mean
+    over the channels that are kept. (To the letter if its ε is that of `masked_shape`.)
 
     Args:
       params: of a decoder.

@@ -7,31 +7,24 @@ the plain block and the transposed embedding table.
 
   out = x + attention(norm(x)) + shortcut(norm(x));  out = out + ffn(norm(out))
 
-Axes: b batch, t position, s cached position, d width, h heads, n key-value heads, k head_dim,
-f h · k, v padded vocabulary.
+What is subtle elsewhere: layers record statistics where they are computed (`record`), which costs
+nothing unless whoever applies the model asks for them, as rank-teacher does.
+
+Axes: b batch, t position, d width, v padded vocabulary.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import check_one_of
+from pangu_tiny.model.attention import Attention, Cache
 from pangu_tiny.model.init import apply_scheme, matrix_init
-from pangu_tiny.model.kernels import attention, lookup, masked_attention
-from pangu_tiny.model.layers import (
-    AugmentedShortcut,
-    FeedForward,
-    RMSNorm,
-    apply_rope,
-    gram,
-    matmul,
-    mean_size,
-    measure,
-    rope_tables,
-)
+from pangu_tiny.model.kernels import lookup
+from pangu_tiny.model.layers import AugmentedShortcut, FeedForward, RMSNorm, record, rope_tables
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.topology.mesh import constrain
 
@@ -64,71 +57,10 @@ REMAT_POLICIES = {
 }
 
 
-class Cache(NamedTuple):
-    """Keys and values of earlier positions, float [layer, b, s, n, k] each, and how many there
-    are (int32 scalar); positions from `length` on are still free."""
-
-    keys: jax.Array
-    values: jax.Array
-    length: jax.Array
-
-
-class Attention(nn.Module):
-    """Grouped-query attention with rotary positions.
-
-    Measured: `size`, the mean length of what each head puts out; among "grams", `gram` of what all
-    of them put out, head after head.
-    """
-
-    shape: ModelShape
-    backend: str
-
-    @nn.compact
-    def __call__(self, x_btd, segments_bt, rope, cache):
-        d, h, n, k = self.shape.width, self.shape.heads, self.shape.kv_heads, self.shape.head_dim
-        query_dhk = self.param("query", matrix_init, (d, h, k))
-        key_dnk = self.param("key", matrix_init, (d, n, k))
-        value_dnk = self.param("value", matrix_init, (d, n, k))
-        out_hkd = self.param("out", matrix_init, (h, k, d))
-        q_bthk = constrain(_project(x_btd, query_dhk), "batch", None, "heads", None)
-        k_btnk = constrain(_project(x_btd, key_dnk), "batch", None, "kv_heads", None)
-        v_btnk = constrain(_project(x_btd, value_dnk), "batch", None, "kv_heads", None)
-        q_bthk, k_btnk = apply_rope(q_bthk, rope), apply_rope(k_btnk, rope)
-        if cache is None:
-            mixed_bthk = attention(q_bthk, k_btnk, v_btnk, segments_bt, self.backend)
-        else:
-            mixed_bthk, cache = _attend_cached(q_bthk, k_btnk, v_btnk, cache)
-        mixed_bthk = jax.ad_checkpoint.checkpoint_name(mixed_bthk, "attention_output")
-        measure(self, "size", lambda: mean_size(_length(mixed_bthk)))
-        mixed_btf = mixed_bthk.reshape(*x_btd.shape[:2], h * k)
-        measure(self, "gram", lambda: gram(mixed_btf), "grams")
-        return matmul(mixed_btf, out_hkd), cache
-
-
-def _project(x_btd: jax.Array, kernel_dhk: jax.Array) -> jax.Array:
-    return matmul(x_btd, kernel_dhk).reshape(*x_btd.shape[:2], *kernel_dhk.shape[1:])
-
-
-def _length(x: jax.Array) -> jax.Array:
-    return jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
-
-
-def _attend_cached(q_bthk, k_btnk, v_btnk, cache):
-    """Appends the new keys and values to one layer's cache and attends to all that is in it."""
-    keys_bsnk, values_bsnk, length = cache
-    start = (0, length, 0, 0)
-    keys_bsnk = jax.lax.dynamic_update_slice(keys_bsnk, k_btnk.astype(keys_bsnk.dtype), start)
-    values_bsnk = jax.lax.dynamic_update_slice(values_bsnk, v_btnk.astype(values_bsnk.dtype), start)
-    positions_t = length + jnp.arange(q_bthk.shape[1])
-    mask_ts = jnp.arange(keys_bsnk.shape[1])[None, :] <= positions_t[:, None]
-    mixed_bthk = masked_attention(q_bthk, keys_bsnk, values_bsnk, mask_ts[None])
-    return mixed_bthk, (keys_bsnk, values_bsnk)
-
-
 class Block(nn.Module):
     """One layer, as the body of a scan: the residual stream is carried, the cache is mapped.
 
-    Measured: `influence`, one less the mean cosine between what comes in and what goes out
+    Recorded: `influence`, one less the mean cosine between what comes in and what goes out
     (block influence).
     """
 
@@ -150,14 +82,17 @@ class Block(nn.Module):
         normed_btd = RMSNorm(shape.norm_eps, name="ffn_norm")(x_btd)
         ffn = FeedForward(shape.ffn_width, shape.series_terms, name="ffn")
         out_btd = constrain(x_btd + ffn(normed_btd), "batch", None, None)
-        measure(self, "influence", lambda: 1 - jnp.mean(_cosine(before_btd, out_btd)))
+        record(self, "influence", lambda: 1 - jnp.mean(_cosine(before_btd, out_btd)))
         return out_btd, cache
 
 
 def _cosine(x_btd: jax.Array, y_btd: jax.Array) -> jax.Array:
     x_btd, y_btd = x_btd.astype(jnp.float32), y_btd.astype(jnp.float32)
-    lengths = _length(x_btd) * _length(y_btd)  # 0 for an embedding row that is padding
-    return jnp.sum(x_btd * y_btd, axis=-1) / jnp.maximum(lengths, jnp.finfo(jnp.float32).tiny)
+    lengths = jnp.linalg.norm(x_btd, axis=-1) * jnp.linalg.norm(
+        y_btd, axis=-1
+    )  # 0 for an embedding row that is padding
+    products = jnp.sum(x_btd * y_btd, axis=-1)
+    return products / jnp.maximum(lengths, jnp.finfo(jnp.float32).tiny)  # 0 in rows of padding
 
 
 class Decoder(nn.Module):
@@ -170,9 +105,6 @@ class Decoder(nn.Module):
       attention: back end, see `model/kernels.py`.
       remat: "none" or a key of `REMAT_POLICIES`.
       unroll: blocks per step of the scan; 0 means all.
-
-    Raises:
-      UserError: no such back end or policy.
     """
 
     shape: ModelShape
@@ -225,12 +157,12 @@ class Decoder(nn.Module):
             length=self.shape.depth,
             unroll=self.unroll or self.shape.depth,
         )(self.shape, self.attention, name="blocks")
-        layers = None if cache is None else (cache.keys, cache.values)
+        layers: Any = None if cache is None else (cache.keys, cache.values)
         x_btd, layers = stack(x_btd, layers, segments_bt, rope, start)
         if not self.shape.tied:
             Head(self.shape, name="head")()
         x_btd = RMSNorm(self.shape.norm_eps, name="final_norm")(x_btd)
-        return x_btd, None if cache is None else Cache(*layers, cache.length + t)
+        return x_btd, None if cache is None else Cache(layers[0], layers[1], cache.length + t)
 
 
 class Embedding(nn.Module):
@@ -255,11 +187,9 @@ class Head(nn.Module):
 
 
 def _rematerialised(remat: str) -> type[Block]:
+    check_one_of("Hardware.remat", remat, ("none", *REMAT_POLICIES))
     if remat == "none":
         return Block
-    if remat not in REMAT_POLICIES:
-        names = ", ".join(("none", *REMAT_POLICIES))
-        raise UserError(f"Hardware.remat is {remat!r}, expected one of {names}")
     return nn.remat(Block, policy=REMAT_POLICIES[remat], prevent_cse=False)
 
 
@@ -280,12 +210,6 @@ def project(hidden_btd: jax.Array, params: dict[str, Any], vocab_size: int) -> j
     """Hidden states to float32 logits over the real vocabulary, without its padding."""
     kernel_dv = head_kernel(params)[:, :vocab_size].astype(hidden_btd.dtype)
     return jnp.matmul(hidden_btd, kernel_dv, preferred_element_type=jnp.float32)
-
-
-def empty_cache(shape: ModelShape, batch: int, capacity: int, dtype: Dtype = jnp.float32) -> Cache:
-    """A cache for `capacity` positions of `batch` sequences."""
-    size = (shape.depth, batch, capacity, shape.kv_heads, shape.head_dim)
-    return Cache(jnp.zeros(size, dtype), jnp.zeros(size, dtype), jnp.zeros((), jnp.int32))
 
 
 def init_params(shape: ModelShape, scheme: str, key: jax.Array) -> dict[str, Any]:

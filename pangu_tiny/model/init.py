@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import check_one_of
 
 STD = 0.02
 """Not stated in the paper: chosen because it is the default of the framework that it used."""
@@ -37,14 +37,9 @@ def series_scale_init(
     return (SERIES_STD * jax.random.normal(key, shape, dtype)).at[0].set(1.0)
 
 
-def check_scheme(scheme: str) -> None:
-    if scheme not in SCHEMES:
-        raise UserError(f"init is {scheme!r}, expected one of {', '.join(SCHEMES)}")
-
-
 def apply_scheme(params: dict[str, Any], scheme: str) -> dict[str, Any]:
     """Scales freshly drawn parameters (constant) to `scheme`; blocks are stacked on axis 0."""
-    check_scheme(scheme)
+    check_one_of("init", scheme, SCHEMES)
     if scheme == "constant":
         return params
     blocks = {name: dict(part) for name, part in params["blocks"].items()}

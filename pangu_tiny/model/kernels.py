@@ -1,4 +1,4 @@
-"""Causal self-attention within segments: one function, several back ends.
+"""The back ends of causal self-attention within segments.
 
 Axes: b batch, t query position, s key position, h query heads, n key-value heads,
 g = h / n query heads per key-value head, k head_dim.
@@ -14,7 +14,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_mask,
 )
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import check_one_of
 from pangu_tiny.topology.mesh import partition_spec
 
 
@@ -34,17 +34,13 @@ def attention(
 
     Returns:
       [b, t, h, k] in the dtype of the queries; the softmax is taken in float32.
-
-    Raises:
-      UserError: no such back end.
     """
     return lookup(backend)(q_bthk, k_bsnk, v_bsnk, segments_bt)
 
 
 def lookup(backend: str) -> Callable[..., jax.Array]:
     """The back end of that name."""
-    if backend not in BACKENDS:
-        raise UserError(f"Hardware.attention is {backend!r}, expected one of {', '.join(BACKENDS)}")
+    check_one_of("Hardware.attention", backend, BACKENDS)
     return BACKENDS[backend]
 
 

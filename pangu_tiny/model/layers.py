@@ -67,11 +67,10 @@ def transposed(x_nd: jax.Array) -> jax.Array:
     )
 
 
-def measure(
+def record(
     module: nn.Module, name: str, figure: Callable[[], jax.Array], collection: str = "measured"
 ) -> None:
-    """Leaves a figure in a collection, for whoever applies the model with it as `mutable`; for all
-    others nothing is computed."""
+    """Records a statistic if the caller made `collection` mutable; otherwise computes nothing."""
     if module.is_mutable_collection(collection) and not module.is_initializing():
         module.sow(collection, name, figure(), init_fn=lambda: None, reduce_fn=lambda _, new: new)
 
@@ -93,7 +92,7 @@ def gram(x_btf: jax.Array) -> jax.Array:
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) · scale, computed in float32, returned in the dtype of x.
 
-    Measured, of each channel: `square`, the mean of x², and `size`, the mean of |output|.
+    Recorded, of each channel: `square`, the mean of x², and `size`, the mean of |output|.
     """
 
     eps: float
@@ -104,16 +103,16 @@ class RMSNorm(nn.Module):
         x32_btd = x_btd.astype(jnp.float32)
         mean_bt1 = jnp.mean(jnp.square(x32_btd), axis=-1, keepdims=True)
         normed_btd = x32_btd * jax.lax.rsqrt(mean_bt1 + self.eps) * scale_d
-        measure(self, "square", lambda: jnp.mean(jnp.square(x32_btd), axis=(0, 1)))
-        measure(self, "size", lambda: mean_size(normed_btd))
+        record(self, "square", lambda: jnp.mean(jnp.square(x32_btd), axis=(0, 1)))
+        record(self, "size", lambda: mean_size(normed_btd))
         return normed_btd.astype(x_btd.dtype)
 
 
 def rope_tables(length: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine, float32 [length, 1, head_dim / 2], of the rotary angles at 0 … length − 1.
 
-    To be looked up by position: XLA takes a sine for cheap and would compute it again in each of
-    its uses in each block, a look-up not.
+    Precomputed, to be looked up by position: XLA would otherwise compute the sine anew at every
+    use.
     """
     exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     angles = jnp.arange(length, dtype=jnp.float32)[:, None, None] / theta**exponents
@@ -155,7 +154,7 @@ def _affine(gate_btf, scale_f, bias_f):
 class FeedForward(nn.Module):
     """(φ(x·gate) ⊙ x·up)·down, with φ = SiLU for series_terms = 1.
 
-    Measured: `size`, the mean size of each neuron; among "grams", `gram` of the neurons.
+    Recorded: `size`, the mean size of each neuron; among "grams", `gram` of the neurons.
     """
 
     ffn_width: int
@@ -177,8 +176,8 @@ class FeedForward(nn.Module):
         else:
             active_btf = jax.nn.silu(gate_btf)
         neurons_btf = active_btf * up_btf
-        measure(self, "size", lambda: mean_size(neurons_btf))
-        measure(self, "gram", lambda: gram(neurons_btf), "grams")
+        record(self, "size", lambda: mean_size(neurons_btf))
+        record(self, "gram", lambda: gram(neurons_btf), "grams")
         return matmul(neurons_btf, down_fd)
 
 
@@ -189,7 +188,7 @@ class AugmentedShortcut(nn.Module):
     input, with A random and B zero, so that training starts at the plain block. GELU in its tanh
     form, which is cheaper and differs by less than 1e-3.
 
-    Measured: `size`, the mean size of each inner channel.
+    Recorded: `size`, the mean size of each inner channel.
     """
 
     bottleneck: int
@@ -200,5 +199,5 @@ class AugmentedShortcut(nn.Module):
         down_dr = self.param("down", matrix_init, (width, self.bottleneck))
         up_rd = self.param("up", nn.initializers.zeros, (self.bottleneck, width))
         hidden_btr = jax.nn.gelu(matmul(x_btd, down_dr), approximate=True)
-        measure(self, "size", lambda: mean_size(hidden_btr))
+        record(self, "size", lambda: mean_size(hidden_btr))
         return matmul(hidden_btr, up_rd)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, check_number
 
 VOCAB_MULTIPLE = 128
 """Vocabulary rows are padded to this multiple: one shape on every mesh and in every checkpoint."""
@@ -27,9 +27,6 @@ class ModelShape:
       series_terms: n of the series activation (P2 eq. 7); 1 is plain SwiGLU, the paper uses 2.
       shortcut_ratio: r of the augmented shortcut, whose bottleneck is width / r (P2 section on
         the cheaper branch); 0 is none, the paper uses 32.
-
-    Raises:
-      UserError: the sizes contradict each other.
     """
 
     depth: int
@@ -47,13 +44,9 @@ class ModelShape:
 
     def __post_init__(self):
         for name in ("depth", "width", "heads", "ffn_width", "vocab_size", "series_terms"):
-            if getattr(self, name) < 1:
-                raise UserError(f"ModelShape.{name} is {getattr(self, name)}, expected at least 1")
+            check_number(f"ModelShape.{name}", getattr(self, name), 1)
         for name in ("rope_theta", "norm_eps"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(
-                    f"ModelShape.{name} is {getattr(self, name)}, expected a positive number"
-                )
+            check_number(f"ModelShape.{name}", getattr(self, name), above=0, below=math.inf)
         if not self.head_dim:
             if self.width % self.heads:
                 raise UserError(

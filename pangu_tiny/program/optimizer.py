@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, check_number
 
 _DECAYED = {"table", "query", "key", "value", "out", "down", "up", "gate", "kernel"}
 _NOT_DECAYED = {"scale", "series_scale", "series_bias"}
@@ -26,6 +26,8 @@ class Optimizer:
       b1, b2, eps: of Adam.
       weight_decay: decoupled, for matrices only, see `decay_mask`.
       clip: largest global norm of a gradient.
+      skip_nonfinite: leave out the update of a step whose loss or gradient is not finite, and
+        count it, instead of stopping.
     """
 
     learning_rate: float | None = None
@@ -39,13 +41,16 @@ class Optimizer:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip: float = 1.0
+    skip_nonfinite: bool = False
 
     def __post_init__(self):
         for name in ("warmup_fraction", "final_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"Optimizer.{name} is {getattr(self, name)}, expected 0 to 1")
-        if self.clip <= 0:
-            raise UserError(f"Optimizer.clip is {self.clip}, expected a positive norm")
+            check_number(f"Optimizer.{name}", getattr(self, name), 0, 1)
+        check_number("Optimizer.clip", self.clip, above=0)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the steps of a run."""
+        return {name: x for name, x in vars(self).items() if name != "skip_nonfinite"}
 
     def peak_rate(self, batch_tokens: int) -> float:
         """The highest learning rate of a run with this many tokens a step."""
@@ -76,6 +81,32 @@ class Optimizer:
             optax.add_decayed_weights(self.weight_decay, decay_mask),
             optax.scale_by_learning_rate(schedule),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedSchedule:
+    """A schedule of the learning rate that several runs share, one after the other.
+
+    Attributes:
+      start: the first step of this run within it.
+      steps: its length; None ends it with this run.
+    """
+
+    start: int = 0
+    steps: int | None = None
+
+    def __post_init__(self):
+        check_number("SharedSchedule.start", self.start, 0)
+
+    def within(self, steps: int) -> tuple[int, int]:
+        """Start and length of the schedule of a run of `steps`."""
+        length = self.start + steps if self.steps is None else self.steps
+        if self.start + steps > length:
+            raise UserError(
+                f"SharedSchedule.start {self.start} and train.steps {steps} go beyond "
+                f"SharedSchedule.steps {length}"
+            )
+        return self.start, length
 
 
 def decay_mask(params: dict[str, Any]) -> dict[str, Any]:

@@ -13,35 +13,22 @@ import optax
 from jax.sharding import Mesh
 
 from pangu_tiny.data.rows import Marked, read_marks
-from pangu_tiny.model.decoder import (
-    Decoder,
-    head_kernel,
-    init_params,
-    parameter_axes,
-    parameter_shapes,
-)
-from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.model.decoder import Decoder, head_kernel, init_params, parameter_shapes
+from pangu_tiny.model.layout import param_shardings
+from pangu_tiny.program.batch import Batch, BatchLayout
 from pangu_tiny.program.loss import Loss, cross_entropy
-from pangu_tiny.topology.mesh import AXES, named_sharding
+from pangu_tiny.topology.mesh import named_sharding
 
 
 class TrainState(NamedTuple):
     """Everything that a step changes. `step` counts steps taken, `skipped` those among them whose
-    update was left out because loss or gradient was not finite (both int32 scalars)."""
+    update was left out because loss or gradient was not finite (both int32 scalars). Arrays, their
+    shapes, or their layouts."""
 
     params: dict[str, Any]
     optimizer: optax.OptState
-    step: jax.Array
-    skipped: jax.Array
-
-
-class Batch(NamedTuple):
-    """rows_abt: int32 ids, sequence_length + 1 each. row_ids_ab: int32. requests: bool
-    [devices, 2], what each process asks of all: a checkpoint, a stop."""
-
-    rows_abt: jax.Array
-    row_ids_ab: jax.Array
-    requests: jax.Array
+    step: Any
+    skipped: Any
 
 
 class Metrics(NamedTuple):
@@ -85,22 +72,6 @@ class Objective(NamedTuple):
         return loss, marked
 
 
-def batch_shardings(mesh: Mesh) -> Batch:
-    """Rows are cut over data and fsdp; every device has its own line of requests."""
-    rows = named_sharding(mesh, (None, "batch", None))
-    requests = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXES))
-    return Batch(rows, named_sharding(mesh, (None, "batch")), requests)
-
-
-def param_shardings(shape: ModelShape, mesh: Mesh) -> dict[str, Any]:
-    """The layout of every parameter."""
-    return jax.tree.map(
-        lambda axes: named_sharding(mesh, axes),
-        parameter_axes(shape),
-        is_leaf=lambda node: isinstance(node, tuple),
-    )
-
-
 def abstract_state(decoder: Decoder, transformation: Any, mesh: Mesh) -> TrainState:
     """Shape, dtype and layout of every leaf: optimizer moments lie as their parameters do."""
     params = parameter_shapes(decoder.shape)
@@ -138,7 +109,7 @@ def init_state(
     """A fresh state, in its layout: with `params`, or with random parameters that are drawn on
     the devices, the same numbers on every mesh."""
 
-    def create(key: np.ndarray, params: dict[str, Any] | None) -> TrainState:
+    def create(key: Any, params: dict[str, Any] | None) -> TrainState:
         if params is None:
             params = init_params(decoder.shape, scheme, jax.random.wrap_key_data(key))
         zero = jnp.zeros((), jnp.int32)
@@ -157,7 +128,7 @@ def train_step(
     objective: Objective,
     transformation: Any,
     schedule: optax.Schedule,
-    mesh: Mesh,
+    layout: BatchLayout,
     skip_nonfinite: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The compiled step; it consumes the state that it is given.
@@ -210,11 +181,11 @@ def train_step(
         )
         return TrainState(params, optimizer, state.step + 1, skipped), metrics
 
-    shardings = state_shardings(objective.decoder, transformation, mesh)
+    shardings = state_shardings(objective.decoder, transformation, layout.mesh)
     return jax.jit(
         step,
-        in_shardings=(shardings, batch_shardings(mesh)),
-        out_shardings=(shardings, named_sharding(mesh, ())),
+        in_shardings=(shardings, layout.shardings),
+        out_shardings=(shardings, named_sharding(layout.mesh, ())),
         donate_argnums=0,
     )
 

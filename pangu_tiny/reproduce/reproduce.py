@@ -38,12 +38,6 @@ def reproduce(
       text: as prepare-data takes it; None is the library of this Python installation, so that
         nothing has to be downloaded.
       prompts: beginnings that the model continues in the report.
-
-    Returns:
-      What `evaluate` found.
-
-    Raises:
-      UserError: of any of the stages, the training was stopped, or there is more than one host.
     """
     if processes.several():
         raise UserError(
@@ -89,7 +83,7 @@ def reproduce(
     )
     trained = run("5/7 train-rounds", train_rounds, dataset=data, workdir=model)
     if trained.stopped or trained.step < trained.steps:
-        raise UserError(f"stopped at step {trained.step} of {trained.steps}; run again to go on")
+        raise UserError(f"stopped at step {trained.step} of {trained.steps}; run again to resume")
     evaluated = os.fspath(folder / "evaluation")
     model = trained.checkpoint
     result = run("6/7 evaluate", evaluate, checkpoint=model, dataset=data, workdir=evaluated)

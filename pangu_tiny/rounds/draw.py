@@ -57,7 +57,7 @@ def draw(
     for some in _slices(len(losses_u)):
         if method == "loss":  # the peak first: what is far from 0 would swallow the noise
             late_u[some] -= (losses_u[some] - peak) / temperature
-        late_u[some][~np.isfinite(losses_u[some])] = np.nan  # which comes last, behind ∞
+        late_u[some][~np.isfinite(losses_u[some])] = np.nan  # which comes last, after ∞
     drawn = np.argpartition(late_u, count - 1)[:count]
     drawn.sort()
     return drawn
@@ -70,9 +70,6 @@ def draw_parts(
 
     Returns:
       int64 [count], ascending.
-
-    Raises:
-      UserError: a part has fewer units with a finite loss than are to be drawn from it.
     """
     drawn = []
     total = len(losses_u)
@@ -90,7 +87,7 @@ def draw_parts(
 
 
 def bounds(units: int, parts: int) -> list[tuple[int, int]]:
-    """First unit of each part, and the first behind it; as equal as can be."""
+    """First and end unit of each part; as equal as can be."""
     return [(units * part // parts, units * (part + 1) // parts) for part in range(parts)]
 
 

@@ -7,11 +7,10 @@ import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
-from pangu_tiny.page import page, paragraph, picture, section, table
+from pangu_tiny.page import Report, paragraph, picture, section, table
 from pangu_tiny.rounds.draw import PARTS, bounds
 from pangu_tiny.rounds.scores import Scores
 from pangu_tiny.training.metrics import read_records, row_loss_files
-from pangu_tiny.workdir import write_atomically
 
 EXPLAINED = (
     "The batches of the first round in parts, in the order in which they were trained: their loss"
@@ -40,8 +39,7 @@ def seen_losses(workdir: epath.Path, batches: int) -> np.ndarray | None:
 
 
 def by_part(scores: Scores, seen_i2: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Nats per target [p] by part of the round, by what they are of; without `seen_i2`, of now
-    alone."""
+    """Mean nats per target [p] of each part: now and, given `seen_i2`, when trained."""
     parts = min(PARTS, scores.round.batches)
     now_i2 = np.stack(
         [
@@ -79,19 +77,9 @@ def forgetting_section(lines: dict[str, np.ndarray]) -> str:
     )
 
 
-def write_forgetting(folder: epath.Path, lines: dict[str, np.ndarray]) -> str:
-    """Writes report.html of score-batches.
-
-    Returns:
-      The same in a few lines of text.
-    """
-    write_atomically(
-        folder / "report.html", page("What the model has forgotten", forgetting_section(lines))
-    )
-    return "\n".join(
-        f"  {name:<15} " + " ".join(f"{mean:.4f}" for mean in means_p)
-        for name, means_p in lines.items()
-    )
+def report_of(lines: dict[str, np.ndarray]) -> Report:
+    facts = {name: " ".join(f"{mean:.4f}" for mean in means_p) for name, means_p in lines.items()}
+    return Report("What the model has forgotten", facts, sections=[forgetting_section(lines)])
 
 
 def _means(sums_i2: np.ndarray, parts: int) -> np.ndarray:

@@ -3,17 +3,15 @@
 import dataclasses
 
 import numpy as np
-from etils import epath
 from matplotlib.figure import Figure
 
-from pangu_tiny.data.round import UNITS
-from pangu_tiny.page import page, paragraph, picture, section, table
+from pangu_tiny.data.order import UNITS
+from pangu_tiny.page import Report, picture, section
 from pangu_tiny.rounds.draw import PARTS, Spread, bounds
 from pangu_tiny.rounds.scores import Scores
-from pangu_tiny.workdir import write_atomically
 
 RUNS_AWAY = 1.5
-"""From which ratio of a source's share on one is warned of it."""
+"""Warn if a source's share changes by more than this factor."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,29 +88,20 @@ class Selection:
             if before and not 1 / RUNS_AWAY <= after / before <= RUNS_AWAY
         ]
 
-    def summary(self) -> str:
-        lines = [f"  {name:<16} {value}" for name, value in self.facts().items()]
-        return "\n".join(lines + self.warnings())
-
     def _mean(self, chosen: np.ndarray) -> float:
         chosen &= np.isfinite(self.losses)
         return float(np.mean(self.losses, where=chosen)) if chosen.any() else np.nan
 
 
-def write_selection(folder: epath.Path, selection: Selection) -> None:
-    """Writes report.html of select-batches."""
-    write_atomically(
-        folder / "report.html",
-        page(
-            "What the next round trains on",
-            table(selection.facts().items()),
-            *map(paragraph, selection.warnings()),
-            section("Losses", picture(_histogram(selection), "losses taken and left")),
-            section(
-                "Where in the round",
-                picture(_places(selection), "share taken by part of the round"),
-            ),
+def report_of(selection: Selection) -> Report:
+    sections = [
+        section("Losses", picture(_histogram(selection), "losses taken and left")),
+        section(
+            "Where in the round", picture(_places(selection), "share taken by part of the round")
         ),
+    ]
+    return Report(
+        "What the next round trains on", selection.facts(), selection.warnings(), sections
     )
 
 
@@ -120,11 +109,8 @@ def _histogram(selection: Selection) -> Figure:
     figure = Figure(figsize=(6.5, 3.2), layout="constrained")
     axes = figure.subplots()
     losses, finite = selection.losses, np.isfinite(selection.losses)
-    ends = [
-        np.min(losses, initial=np.inf, where=finite),
-        np.max(losses, initial=-np.inf, where=finite),
-    ]
-    edges = np.linspace(*ends, 61)
+    lowest = np.min(losses, initial=np.inf, where=finite)
+    edges = np.linspace(lowest, np.max(losses, initial=-np.inf, where=finite), 61)
     taken = np.histogram(losses[selection.taken & finite], edges)[0]
     left = np.histogram(losses[~selection.taken & finite], edges)[0]
     axes.stairs(taken, edges, fill=True, alpha=0.6, label="taken")

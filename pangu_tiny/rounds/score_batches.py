@@ -11,20 +11,19 @@ from jax.sharding import Mesh
 from pangu_tiny.checkpoints.read import Checkpoint, open_checkpoint
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import batches
-from pangu_tiny.data.round import UNITS, Round
-from pangu_tiny.errors import UserError
-from pangu_tiny.model.decoder import Decoder
-from pangu_tiny.program.feed import Feed, most_scored_at_once
-from pangu_tiny.program.step import Objective, param_shardings, score_step
+from pangu_tiny.data.order import UNITS, Round
+from pangu_tiny.errors import UserError, check_one_of
+from pangu_tiny.program.batch import BatchLayout, most_scored_at_once
+from pangu_tiny.program.build import DTYPES, Program, build
+from pangu_tiny.program.feed import Feed
 from pangu_tiny.progress import Progress
-from pangu_tiny.rounds.forgetting import by_part, seen_losses, write_forgetting
+from pangu_tiny.rounds.forgetting import by_part, report_of, seen_losses
 from pangu_tiny.rounds.scores import SCORES, Scores
 from pangu_tiny.topology.hardware import Hardware
-from pangu_tiny.topology.mesh import check_divides, make_mesh, named_sharding
+from pangu_tiny.topology.mesh import named_sharding
 from pangu_tiny.topology.processes import alone, from_first, led, say
+from pangu_tiny.topology.shared_workdir import claim_together
 from pangu_tiny.training.metrics import RowLosses, read_records, row_loss_files
-from pangu_tiny.training.train import DTYPES
-from pangu_tiny.workdir import claim_together
 
 
 def score_batches(
@@ -51,57 +50,42 @@ def score_batches(
       batch_size: sequences taken at once, over all devices; None takes four times what training
         does, since nothing is kept for a backward pass.
       dtype: of matrix products and activations; None is that of the training.
-      save_minutes: minutes between two saves, of which an interrupted run goes on from the last.
-
-    Returns:
-      What was found, as it lies in the workdir.
-
-    Raises:
-      UserError: of the arguments, of a checkpoint or dataset that do not fit, or a workdir of
-        other scores.
+      save_minutes: minutes between two saves, from the last of which an interrupted run resumes.
     """
     check_scoring(unit, dtype)
     opened = open_checkpoint(checkpoint)
     trained = open_checkpoint(round_of) if round_of else opened
     round_ = first_round(trained)
-    rows = TokenDataset.open(dataset)
+    data = TokenDataset.open(dataset)
     dtype = dtype or opened.about.get("dtype", "float32")
-    if rows.digest != round_.dataset:
+    if data.digest != round_.dataset:
         raise UserError(
-            f"dataset {rows.path} is {rows.digest[:12]}, the round was trained on "
+            f"dataset {data.path} is {data.digest[:12]}, the round was trained on "
             f"{round_.dataset[:12]}"
         )
-    opened.check_rows(rows)
-    mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
-    check_divides(opened.shape, mesh)
-    feed = scoring_feed(mesh, hardware, batch_size)
-    folder = claim_together(
-        workdir,
-        "score-batches",
-        {
-            "round": vars(round_),
-            "unit": unit,
-            "model": opened.digest,
-            "dtype": dtype,
-        },
-    )
+    opened.check_rows(data)
+    program = build(opened.shape, hardware, data.marks, dtype)
+    layout = scoring_layout(program.mesh, hardware, batch_size)
+    identity = {"round": vars(round_), "unit": unit, "model": opened.digest, "dtype": dtype}
+    folder = claim_together(workdir, "score-batches", identity)
     if from_first(lambda: not (folder / SCORES).exists()):
         say(f"scoring {round_.batches:,} batches of {round_.global_batch} under {opened.path}")
-        decoder = Decoder(
-            opened.shape, DTYPES[dtype], hardware.attention, hardware.remat, hardware.unroll
-        )
-        objective = Objective(decoder, rows.begin_id, rows.end_id, hardware.loss_chunk)
-        with jax.set_mesh(mesh):
-            _score(opened, objective, rows, round_, feed, mesh, folder, 60 * save_minutes)
+        with jax.set_mesh(program.mesh):
+            params = opened.params(program.param_shardings)
+            _score(program, params, data, round_, Feed(layout), folder, 60 * save_minutes)
     with led() as leads:
         if leads and not (folder / SCORES).exists():
-            found = _gather(folder, rows, round_, unit, opened.digest, dtype)
+            nats, targets, sources = _add_up(folder, data, round_, unit)
+            scores = Scores(
+                round_, unit, opened.digest, dtype, data.sources, nats, targets, sources
+            )
             seen = None
             if not trained.about["identity"].get("round_index"):  # else it saw other batches
                 seen = seen_losses(trained.path.parent.parent, round_.batches)
-            summary = write_forgetting(folder, by_part(found, seen))
-            found.write(folder)
-            say(f"scores {folder}\n{summary}\n  report     {folder / 'report.html'}")
+            report = report_of(by_part(scores, seen))
+            report.write(folder)
+            scores.write(folder)
+            say(f"scores {folder}\n{report.text()}\n  report       {folder / 'report.html'}")
     with alone() as leads:
         if leads and (folder / "row_losses").exists():
             (folder / "row_losses").rmtree()  # now that no process looks for them
@@ -110,11 +94,7 @@ def score_batches(
 
 def first_round(checkpoint: Checkpoint) -> Round:
     """The first round of the run that made a checkpoint; of a later round, that from which its
-    units were drawn.
-
-    Raises:
-      UserError: it was imported or cut, and not trained since.
-    """
+    units were drawn."""
     identity = checkpoint.about["identity"]
     if "global_batch" not in identity:
         raise UserError(
@@ -133,69 +113,54 @@ def first_round(checkpoint: Checkpoint) -> Round:
         ) from error
 
 
-def scoring_feed(mesh: Mesh, hardware: Hardware, batch_size: int | None) -> Feed:
-    """Rows to score at once.
-
-    Raises:
-      UserError: they do not divide over the mesh.
-    """
+def scoring_layout(mesh: Mesh, hardware: Hardware, batch_size: int | None) -> BatchLayout:
+    """Rows to score at once."""
     if batch_size is None:
         batch_size = most_scored_at_once(mesh, hardware.per_device_batch)
-    return Feed(mesh, batch_size, batch_size, "score_batches.batch_size")
+    return BatchLayout.of(mesh, batch_size, batch_size, "score_batches.batch_size")
 
 
 def check_scoring(unit: str, dtype: str | None) -> None:
-    """Refuses what no checkpoint makes right.
-
-    Raises:
-      UserError: names the setting.
-    """
-    if unit not in UNITS:
-        raise UserError(f"score_batches.unit is {unit!r}, expected one of {', '.join(UNITS)}")
-    if dtype not in (None, *DTYPES):
-        raise UserError(f"score_batches.dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    """Checks the options that do not depend on the checkpoint."""
+    check_one_of("score_batches.unit", unit, UNITS)
+    check_one_of("score_batches.dtype", dtype, (None, *DTYPES))
 
 
 def _score(
-    opened: Checkpoint,
-    objective: Objective,
-    rows: TokenDataset,
+    program: Program,
+    params: dict[str, Any],
+    data: TokenDataset,
     round_: Round,
     feed: Feed,
-    mesh: Mesh,
     folder: epath.Path,
     save_seconds: float,
 ) -> None:
     """Leaves the losses of all rows of the round in the folder, as training leaves them, but with
     the place in the order as the step; what is there already is not scored again."""
-    at_once = feed.rows_at_once
+    at_once = feed.layout.rows
     total = round_.units("sequence")
     start = from_first(lambda: max((end for _, end in row_loss_files(folder)), default=0))
     if start == total:
         return
-    score = score_step(objective, mesh)
-    whole = jax.jit(lambda ids_b: ids_b, out_shardings=named_sharding(mesh, ()))
-    params = opened.params(param_shardings(opened.shape, mesh))
+    whole = jax.jit(lambda ids_b: ids_b, out_shardings=named_sharding(program.mesh, ()))
     loader = batches(
-        rows,
+        data,
         "train",
         at_once,
-        round_.seed,
-        mixture=round_.mixture,
-        shuffle=round_.shuffle,
+        round_.order,
         positions=feed.positions,
         start=start // at_once,
     )
     with alone() as leads:
         losses = RowLosses(folder, start) if leads else None
     saved_at = time.monotonic()
-    pending: tuple[int, Any] | None = None
+    in_flight: tuple[int, Any] | None = None
 
-    def finish() -> None:
+    def settle() -> None:
         """Reads the step before the one in flight."""
-        if pending is None:
+        if in_flight is None:
             return
-        first, figures = pending
+        first, figures = in_flight
         row_ids, nats, targets = jax.device_get(figures)
         # The first rows may be there already, the last ones may lie beyond the round.
         new = slice(max(0, start - first), total - first)
@@ -212,47 +177,43 @@ def _score(
 
     with Progress("score-batches", total, "row", initial=start, shown=leads) as progress:
         for first in range(start - start % at_once, total, at_once):
-            batch = feed.place(next(loader), np.zeros(2, bool))
-            found = score(params, batch.rows_abt[0])
-            finish()
-            pending = first, (whole(batch.row_ids_ab[0]), *found)
+            batch = feed.place(next(loader))
+            scored = program.score(params, batch.rows_abt[0])
+            settle()
+            in_flight = first, (whole(batch.row_ids_ab[0]), *scored)
             if time.monotonic() - saved_at > save_seconds and first > start:
                 save(first)
                 saved_at = time.monotonic()
-        finish()
+        settle()
         save(total)
 
 
-def _gather(
-    folder: epath.Path,
-    rows: TokenDataset,
-    round_: Round,
-    unit: str,
-    model: str,
-    dtype: str,
-) -> Scores:
-    """Adds the losses of the rows up by unit; the same bits wherever it was interrupted."""
+def _add_up(
+    folder: epath.Path, data: TokenDataset, round_: Round, unit: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nats, targets and sources of every unit, as `Scores` has them, from the losses of the rows;
+    the same bits wherever it was interrupted."""
     units, size = round_.units(unit), round_.rows(unit)
     several = unit == "batch"
     nats = np.zeros(units, np.float64 if several else np.float32)
     targets = np.zeros(units, np.int64 if several else np.int32)
     sources = np.zeros(
-        (units, len(rows.sources)) if several else units, np.int32 if several else np.int16
+        (units, len(data.sources)) if several else units, np.int32 if several else np.int16
     )
-    behind = 0
+    done = 0
     for (start, end), path in row_loss_files(folder).items():
         records = read_records(path)
-        if start != behind or len(records) != end - start:
+        if start != done or len(records) != end - start:
             raise UserError(
                 f"{path} holds {len(records)} losses from {start} on, expected {end - start} from"
-                f" {behind} on; remove {path.parent} to score again"
+                f" {done} on; remove {path.parent} to score again"
             )
-        behind = end
+        done = end
         unit_of = records["step"] // size
-        source_of = rows.source_ids("train", records["row"])
+        source_of = data.source_ids("train", records["row"])
         np.add.at(nats, unit_of, records["nats"])
         np.add.at(targets, unit_of, records["targets"])
         np.add.at(
             sources, (unit_of, source_of) if several else unit_of, 1 if several else source_of
         )
-    return Scores(round_, unit, model, dtype, rows.sources, nats, targets, sources)
+    return nats, targets, sources

@@ -11,16 +11,15 @@ A folder of score-batches holds
 """
 
 import dataclasses
-import hashlib
-import json
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from pangu_tiny.arrays import read_described, write_arrays
-from pangu_tiny.data.round import Round
+from pangu_tiny.data.order import Round
 from pangu_tiny.errors import UserError
+from pangu_tiny.workdir import digest_of, finished
 
 SCORES = "scores.npz"
 
@@ -48,26 +47,19 @@ class Scores:
 
     @classmethod
     def open(cls, folder: str) -> "Scores":
-        """Reads a workdir of score-batches.
-
-        Raises:
-          UserError: it is none, or was not finished.
-        """
-        path = epath.Path(folder) / SCORES
-        if not path.exists():
-            raise UserError(
-                f"scores {folder} has no {SCORES}; expected a folder that score-batches finished"
-            )
+        """Reads a workdir of score-batches."""
+        path = finished("scores", folder, "score-batches", SCORES)
         about, arrays = read_described(path)
         try:
-            found = cls(**{**about, "round": Round(**about["round"])}, **arrays)
-            wanted = found.round.units(found.unit)
+            fields: dict[str, Any] = about | {"round": Round(**about["round"])} | arrays
+            scores = cls(**fields)
+            wanted = scores.round.units(scores.unit)
         except (TypeError, KeyError) as error:
             raise UserError(f"{path} is not what score-batches writes: {error}") from error
-        shapes = {found.nats.shape, found.targets.shape, found.sources.shape[:1]}
+        shapes = {scores.nats.shape, scores.targets.shape, scores.sources.shape[:1]}
         if shapes != {(wanted,)}:
             raise UserError(f"{path} has arrays of {shapes}, its round has {wanted} units")
-        return found
+        return scores
 
     def write(self, folder: epath.Path) -> None:
         arrays = {name: getattr(self, name) for name in ("nats", "targets", "sources")}
@@ -86,10 +78,7 @@ class Scores:
     @property
     def digest(self) -> str:
         """sha256 of what was scored, how, and what came out."""
-        facts = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode())
-        for array in (self.nats, self.targets):
-            facts.update(np.ascontiguousarray(array))
-        return facts.hexdigest()
+        return digest_of(self.about, self.nats, self.targets)
 
     def losses(self) -> np.ndarray:
         """float64 [units], nats per target."""

@@ -1,15 +1,17 @@
 """The stage `select-batches`: the losses of a round to the units that the next one trains on."""
 
+import dataclasses
 import math
 import sys
+from typing import Any
 
 import numpy as np
 
-from pangu_tiny.data.round import UNITS
+from pangu_tiny.data.order import UNITS
 from pangu_tiny.data.round_index import INDEX, RoundIndex
-from pangu_tiny.errors import UserError
-from pangu_tiny.rounds import report
+from pangu_tiny.errors import UserError, check_number, check_one_of
 from pangu_tiny.rounds.draw import METHODS, clipped, draw_parts, spread
+from pangu_tiny.rounds.report import Selection, report_of
 from pangu_tiny.rounds.scores import Scores
 from pangu_tiny.workdir import claim
 
@@ -55,57 +57,33 @@ def select_batches(
         all rounds.
       before: workdir of select-batches for the round before; the report then says how much of it
         was drawn again.
-
-    Returns:
-      The index, as it lies in the workdir.
-
-    Raises:
-      UserError: of the arguments, of scores that are damaged or do not belong together, or of
-        losses that are not finite.
     """
-    found = Scores.open(scores)
-    units = found.round.units(found.unit)
-    check_drawing(rate, method, temperature, parts, clip, order, nonfinite, seed, units)
-    losses_u = found.losses()
-    _check_finite(scores, found.unit, losses_u, nonfinite)
-    compared = _subtract(losses_u, reference, found, nonfinite) if reference else None
-    round_ = found.round
-    batches = batches_at(rate, round_.batches)
+    drawing = Drawing(rate, method, temperature, parts, clip, order, nonfinite, seed)
+    scored = Scores.open(scores)
+    round_ = scored.round
+    drawing.check(round_.units(scored.unit))
+    losses_u = scored.losses()
+    _check_finite(scores, scored.unit, losses_u, nonfinite)
+    compared = _subtract(losses_u, reference, scored, nonfinite) if reference else None
+    batches = drawing.batches(round_.batches)
     losses_u[~np.isfinite(losses_u)] = np.nan
     excluded = int(np.isnan(losses_u).sum())
     losses_u = clipped(losses_u, clip)
-    if excluded < len(losses_u):
-        widest = float(np.nanmax(losses_u) - np.nanmin(losses_u))
-        if method == "loss" and temperature * sys.float_info.max < widest:
-            raise UserError(
-                f"select_batches.temperature {temperature} is too small for losses that differ by "
-                f"{widest:.4g}"
-            )
-    key = [seed, *found.model.encode()]
-    how = {
-        "scores": found.digest,
-        "reference": compared,
-        "rate": rate,
-        "method": method,
-        "temperature": temperature,
-        "parts": parts,
-        "clip": clip,
-        "order": order,
-        "nonfinite": nonfinite,
-        "seed": seed,
-    }
-    count = batches * round_.global_batch // round_.rows(found.unit)
+    drawing.check_temperature(losses_u)
+    count = batches * round_.global_batch // round_.rows(scored.unit)
+    key = [seed, *scored.model.encode()]
     # One at a time, and as masks: of 100 million units an array of numbers is 800 MB.
     taken, other_taken = (
         _mask(draw_parts(losses_u, count, parts, method, temperature, [other, *key]), len(losses_u))
         for other in (0, 1)
     )
-    earlier = _drawn_before(before, found) if before else None
+    earlier = _drawn_before(before, scored) if before else None
+    how = {"scores": scored.digest, "reference": compared, **vars(drawing)}
     folder = claim(workdir, "select-batches", how)
     if (folder / INDEX).exists():
         return RoundIndex.open(workdir)
-    facts = report.Selection(
-        scores=found,
+    selection = Selection(
+        scores=scored,
         losses=losses_u,
         taken=taken,
         method=method,
@@ -115,16 +93,61 @@ def select_batches(
         excluded=excluded,
         parts=parts,
     )
-    report.write_selection(folder, facts)
+    report = report_of(selection)
+    report.write(folder)
     units = np.flatnonzero(taken)
     if order == "shuffled":
         np.random.default_rng([2, *key]).shuffle(units)
-    index = RoundIndex(round_, found.unit, found.model, units, how)
+    index = RoundIndex(round_, scored.unit, scored.model, units, how)
     index.write(folder)
-    print(
-        f"round index {folder}: {index.batches:,} of {round_.batches:,} batches\n{facts.summary()}"
-    )
+    print(f"round index {folder}: {index.batches:,} of {round_.batches:,} batches")
+    print(report.text())
     return index
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """The settings of a draw, as `select_batches` takes them."""
+
+    rate: float
+    method: str
+    temperature: float
+    parts: int
+    clip: float
+    order: str
+    nonfinite: str
+    seed: int
+
+    def check(self, units: int) -> None:
+        """Checks all that does not depend on the losses of so many units."""
+        bounds: dict[str, dict[str, Any]] = {
+            "rate": {"above": 0, "most": 1},
+            "temperature": {"above": 0, "below": math.inf},
+            "parts": {"least": 1, "most": units},
+            "clip": {"least": 0, "below": 1},
+            "seed": {"least": 0},
+        }
+        for name, given in bounds.items():
+            check_number(f"select_batches.{name}", getattr(self, name), **given)
+        for name, known in (("method", METHODS), ("order", ORDERS), ("nonfinite", NONFINITE)):
+            check_one_of(f"select_batches.{name}", getattr(self, name), known)
+
+    def check_temperature(self, losses_u: np.ndarray) -> None:
+        """Refuses a temperature by which losses cannot be divided."""
+        finite = np.isfinite(losses_u)
+        if self.method == "loss" and finite.any():
+            widest = float(np.nanmax(losses_u) - np.nanmin(losses_u))
+            if self.temperature * sys.float_info.max < widest:
+                raise UserError(
+                    f"select_batches.temperature {self.temperature} is too small for losses that "
+                    f"differ by {widest:.4g}"
+                )
+
+    def batches(self, batches: int) -> int:
+        """How many of a round's batches are drawn."""
+        if not (drawn := round(self.rate * batches)):
+            raise UserError(f"select_batches.rate {self.rate} of {batches} batches leaves none")
+        return drawn
 
 
 def _subtract(losses_u: np.ndarray, reference: str, scores: Scores, nonfinite: str) -> str:
@@ -139,11 +162,7 @@ def _subtract(losses_u: np.ndarray, reference: str, scores: Scores, nonfinite: s
 
 
 def _drawn_before(before: str, scores: Scores) -> np.ndarray:
-    """bool [units], those that an earlier round index holds.
-
-    Raises:
-      UserError: it is of another round or unit.
-    """
+    """bool [units], those that an earlier round index holds."""
     index = RoundIndex.open(before)
     _check_same_units("before", index, scores)
     return _mask(index.units, scores.round.units(scores.unit))
@@ -163,53 +182,6 @@ def _mask(drawn: np.ndarray, units: int) -> np.ndarray:
     taken = np.zeros(units, bool)
     taken[drawn] = True
     return taken
-
-
-def batches_at(rate: float, batches: int) -> int:
-    """How many batches a draw at this rate has.
-
-    Raises:
-      UserError: none is left.
-    """
-    if not (drawn := round(rate * batches)):
-        raise UserError(f"select_batches.rate {rate} of {batches} batches leaves none")
-    return drawn
-
-
-def check_drawing(
-    rate: float,
-    method: str,
-    temperature: float,
-    parts: int,
-    clip: float,
-    order: str,
-    nonfinite: str,
-    seed: int,
-    units: int,
-) -> None:
-    """Refuses what no losses of so many units make right.
-
-    Raises:
-      UserError: names the setting.
-    """
-    for name, value, known in (
-        ("method", method, METHODS),
-        ("order", order, ORDERS),
-        ("nonfinite", nonfinite, NONFINITE),
-    ):
-        if value not in known:
-            raise UserError(
-                f"select_batches.{name} is {value!r}, expected one of {', '.join(known)}"
-            )
-    for name, value, fits, wanted in (
-        ("rate", rate, 0 < rate <= 1, "more than 0, at most 1"),
-        ("temperature", temperature, 0 < temperature < math.inf, "a positive number"),
-        ("parts", parts, 1 <= parts <= units, f"1 to {units:,}, the units of the round"),
-        ("clip", clip, 0 <= clip < 1, "0 to below 1"),
-        ("seed", seed, seed >= 0, "0 or more"),
-    ):
-        if not fits:
-            raise UserError(f"select_batches.{name} is {value}, expected {wanted}")
 
 
 def _check_same_units(name: str, other: Scores | RoundIndex, scores: Scores) -> None:

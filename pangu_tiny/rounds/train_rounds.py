@@ -7,11 +7,11 @@ from typing import Any
 from etils import epath
 
 from pangu_tiny.data.dataset import TokenDataset
-from pangu_tiny.errors import UserError
-from pangu_tiny.program.optimizer import Optimizer
-from pangu_tiny.rounds.score_batches import check_scoring, score_batches, scoring_feed
+from pangu_tiny.errors import UserError, check_number, check_one_of
+from pangu_tiny.program.optimizer import Optimizer, SharedSchedule
+from pangu_tiny.rounds.score_batches import check_scoring, score_batches, scoring_layout
 from pangu_tiny.rounds.scores import Scores
-from pangu_tiny.rounds.select_batches import batches_at, check_drawing, select_batches
+from pangu_tiny.rounds.select_batches import Drawing, select_batches
 from pangu_tiny.rounds.stages import run, settings
 from pangu_tiny.topology.mesh import make_mesh
 from pangu_tiny.topology.processes import led, say
@@ -32,7 +32,7 @@ def train_rounds(
     Every stage takes its own bindings (`train.steps` and all else of the first round,
     `score_batches.unit`, `select_batches.rate`, …) and writes a folder of its own below `workdir`:
     `round_1`, then `scores_2`, `index_2`, `round_2`, and so on. Stopped anywhere, the same command
-    goes on. Every round is drawn from all batches of the first, scored by the model at the end of
+    resumes. Every round is drawn from all batches of the first, scored by the model at the end of
     the round before; it starts from that model and from its moments of Adam.
 
     Args:
@@ -45,35 +45,26 @@ def train_rounds(
       restart_fraction: with "restart", the peak of a later round as a share of the first's.
 
     Returns:
-      How far the last round came; `stopped` where SIGTERM or ^C stopped it, or, behind its last
+      How far the last round came; `stopped` where SIGTERM or ^C stopped it, or, after its last
       step, the rounds after it.
-
-    Raises:
-      UserError: of any of the stages.
     """
-    if rounds < 1:
-        raise UserError(f"train_rounds.rounds is {rounds}, expected at least 1")
-    if schedule not in SCHEDULES:
-        raise UserError(
-            f"train_rounds.schedule is {schedule!r}, expected one of {', '.join(SCHEDULES)}"
-        )
-    if not 0 < restart_fraction <= 1:
-        raise UserError(
-            f"train_rounds.restart_fraction is {restart_fraction}, expected more than 0, at most 1"
-        )
+    check_number("train_rounds.rounds", rounds, 1)
+    check_one_of("train_rounds.schedule", schedule, SCHEDULES)
+    check_number("train_rounds.restart_fraction", restart_fraction, above=0, most=1)
 
     def below(name: str, number: int) -> str:
         return os.fspath(epath.Path(workdir) / f"{name}_{number}")
 
     first = settings(train, dataset=dataset, workdir=below("round", 1))
-    if first["schedule_start"] or first["schedule_steps"]:
-        raise UserError("train-rounds sets train.schedule_start and train.schedule_steps itself")
+    if first["shared_schedule"]:
+        raise UserError("train-rounds sets SharedSchedule.start and SharedSchedule.steps itself")
     steps = total = first["steps"]
     if rounds > 1:
         later = _later_steps(first)
         total += (rounds - 1) * later
         say(f"{total:,} steps in all: {steps:,} in round 1, {later:,} in each of the later ones")
-    pace = {"schedule_start": 0, "schedule_steps": total if schedule == "shared" else None}
+    shares = schedule == "shared"
+    pace: dict[str, Any] = {"shared_schedule": SharedSchedule(0, total if shares else None)}
     model = below("round", 1)
     trained = run(
         f"round 1 of {rounds}",
@@ -86,7 +77,7 @@ def train_rounds(
     for number in range(2, rounds + 1):
         if trained.stopped or trained.step < trained.steps:
             if trained.step == trained.steps:
-                say(f"stopped behind round {number - 1}; run the same command again to go on")
+                say(f"stopped after round {number - 1}; run the same command again to resume")
             break
         scores, index = below("scores", number), below("index", number)
         run(
@@ -101,8 +92,8 @@ def train_rounds(
             if leads:
                 before = below("index", number - 1) if number > 2 else None
                 run("", select_batches, scores=scores, workdir=index, before=before)
-        if schedule == "shared":
-            pace["schedule_start"] = steps + (number - 2) * later
+        if shares:
+            pace["shared_schedule"] = SharedSchedule(steps + (number - 2) * later, total)
         else:
             pace["optimizer"] = _lower(first, dataset, restart_fraction)
         start, model = model, below("round", number)
@@ -121,26 +112,20 @@ def train_rounds(
 
 
 def _later_steps(first: dict[str, Any]) -> int:
-    """Steps of each round after the first, which has these settings.
-
-    Raises:
-      UserError: what is bound for scoring or drawing will never do; to be told before the first
-        round, not behind it.
-    """
+    """Steps of each round after the first, which has these settings."""
     steps, hardware = first["steps"], first["hardware"]
     scoring = settings(score_batches, checkpoint="", dataset="", workdir="")
     check_scoring(scoring["unit"], scoring["dtype"])
     mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
-    scoring_feed(mesh, hardware, scoring["batch_size"])
-    drawing = settings(select_batches, scores="", workdir="")
-    free = ("scores", "workdir", "reference", "before")
-    units = steps if scoring["unit"] == "batch" else steps * first["global_batch"]
-    check_drawing(
-        **{name: value for name, value in drawing.items() if name not in free}, units=units
+    scoring_layout(mesh, hardware, scoring["batch_size"])
+    selecting = settings(select_batches, scores="", workdir="")
+    drawing = Drawing(
+        **{field.name: selecting[field.name] for field in dataclasses.fields(Drawing)}
     )
-    if drawing["reference"]:
-        Scores.open(drawing["reference"])
-    return batches_at(drawing["rate"], steps)
+    drawing.check(steps if scoring["unit"] == "batch" else steps * first["global_batch"])
+    if selecting["reference"]:
+        Scores.open(selecting["reference"])
+    return drawing.batches(steps)
 
 
 def _lower(first: dict[str, Any], dataset: str, fraction: float) -> Optimizer:

@@ -28,11 +28,10 @@ from etils import epath
 
 from pangu_tiny.arrays import read_arrays, write_arrays
 from pangu_tiny.errors import UserError
-from pangu_tiny.jobs import run_all
+from pangu_tiny.jobs import run_here
 from pangu_tiny.text.documents import Unit, document_digest, read_documents
 from pangu_tiny.text.formats import TFDS, Part, printable, unreadable
 from pangu_tiny.text.left_out import Skipped
-from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.workdir import read_json, write_atomically
 
 TEXT = "text.npz"
@@ -97,14 +96,13 @@ class TextRecord:
     Attributes:
       folder: of the stage.
       reading: as its jobs read.
-      tokenizer, processes: as `run_all` takes them.
+      processes: that compare; None is one for each core.
 
     Each method raises UserError where a file has changed; it is named.
     """
 
     folder: epath.Path
     reading: Reading
-    tokenizer: Tokenizer
     processes: int | None
 
     def check(self, jobs: Sequence[UnitJob], finished: bool) -> None:
@@ -157,7 +155,7 @@ class TextRecord:
                 " comparing it whole",
                 flush=True,
             )
-            run_all(jobs, self.tokenizer, self.processes, "comparing")
+            run_here(jobs, None, self.processes, "comparing")
             print("it is the same text")
         return [
             record._replace(changed=now[part.path])
@@ -173,7 +171,7 @@ class TextRecord:
 
     def _write(self, records: Sequence[Record]) -> None:
         digests = b"".join(bytes.fromhex(record.digest) for record in records)
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "changed": np.array([record.changed for record in records], np.int64),
             "digests": np.frombuffer(digests, np.uint8).reshape(len(records), 32),
         }
@@ -193,9 +191,9 @@ class _Comparison:
     def size(self) -> int:
         return self.part.size
 
-    def run(self, _: Tokenizer) -> None:
+    def run(self, _: None) -> None:
         reader = Reader(Unit("", (self.part,)), self.reading)
-        for _ in reader:
+        for _document in reader:
             pass
         if reader.records[0].digest != self.digest:
             raise UserError(

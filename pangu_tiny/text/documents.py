@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 
 import zstandard
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, check_number, check_one_of
 from pangu_tiny.text.formats import Part, Place, read_part, split_file, unreadable
 from pangu_tiny.text.left_out import Skipped
 from pangu_tiny.text.sources import Source
@@ -64,9 +64,6 @@ def split_units(sources: list[Source], unit_bytes: int | None = None) -> list[Un
     """Cuts sources into units of about `unit_bytes` bytes; sources and files keep their order.
 
     By default a unit is 1/256 of all, from 4 to 256 MiB, but no less than 1/1024 of all.
-
-    Raises:
-      UserError: there is nothing to cut.
     """
     total = sum(source.size for source in sources)
     unit_bytes = unit_bytes or max(min(max(total // 256, 2**22), 2**28), total // 1024)
@@ -98,10 +95,6 @@ def read_documents(
       skipped: is told of the documents that are left out.
       text_key: the key, column or feature that holds the text.
       bad_utf8: "skip" leaves out documents that are not UTF-8, "fail" stops at the first.
-
-    Raises:
-      UserError: a file cannot be read, a line is no JSON object with text under `text_key`, or a
-        document is not UTF-8 and `bad_utf8` is "fail".
     """
     for part in unit.parts:
         try:
@@ -140,28 +133,13 @@ def batches(documents: Iterable[str]) -> Iterator[list[str]]:
 
 
 def check_reading(
-    stage: str,
-    held_out_fraction: float,
-    processes: int | None,
-    bad_utf8: str,
-    **unit_bytes: int | None,
+    stage: str, held_out_fraction: float, bad_utf8: str, **unit_bytes: int | None
 ) -> None:
-    """Refuses what no stage that reads text can do.
-
-    Raises:
-      UserError: names the parameter of `stage`.
-    """
-    if not 0 <= held_out_fraction < 1:
-        raise UserError(
-            f"{stage}.held_out_fraction is {held_out_fraction}; expected from 0 to below 1"
-        )
-    if processes is not None and processes < 1:
-        raise UserError(f"{stage}.processes is {processes}; expected at least 1")
-    if bad_utf8 not in ("skip", "fail"):
-        raise UserError(f"{stage}.bad_utf8 is {bad_utf8!r}; expected 'skip' or 'fail'")
+    """Checks the options of a stage that reads text."""
+    check_number(f"{stage}.held_out_fraction", held_out_fraction, 0, below=1)
+    check_one_of(f"{stage}.bad_utf8", bad_utf8, ("skip", "fail"))
     for name, size in unit_bytes.items():
-        if size is not None and size < _SMALLEST_UNIT:
-            raise UserError(f"{stage}.{name} is {size}; expected at least {_SMALLEST_UNIT:,}")
+        check_number(f"{stage}.{name}", size, _SMALLEST_UNIT)
 
 
 def _is_unicode(text: str) -> bool:

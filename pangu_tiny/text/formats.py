@@ -120,18 +120,14 @@ def read_part(part: Part, text_key: str) -> Iterator[tuple[int, str | bytes | No
 
 
 def check_head(path: str, head: bytes) -> None:
-    """Refuses what a file's first bytes, uncompressed, show not to be lines of JSON in UTF-8.
-
-    Raises:
-      UserError: says how to make such lines of it.
-    """
+    """Refuses what a file's first bytes, uncompressed, show not to be lines of JSON in UTF-8."""
     encoding = _encoding(head)
     if not encoding.startswith("utf-8"):
         name = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
-        raise UserError(f"{path} is {name}; expected UTF-8, as iconv -f {name} -t UTF-8 writes it")
+        raise UserError(f"{path} is {name}, expected UTF-8, as iconv -f {name} -t UTF-8 writes it")
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
         raise UserError(
-            f"{path} is one JSON array; expected an object on each line, as jq -c '.[]' writes them"
+            f"{path} is one JSON array, expected an object on each line, as jq -c '.[]' writes them"
         )
 
 
@@ -224,7 +220,7 @@ def _parse_line(part: Part, line: int, data: bytes, text_key: str) -> str | byte
         place = Place(part.path, part.start, line)
         if line == part.start == 0 and getattr(error, "pos", 0) >= len(text.rstrip()):
             raise UserError(
-                f"{place} has the beginning of a JSON value; expected a whole object on each line,"
+                f"{place} has the beginning of a JSON value, expected a whole object on each line,"
                 " as jq -c . writes them, or a glob that leaves this file out"
             ) from error
         raise UserError(f"{place} is not JSON: {error}") from error
@@ -235,7 +231,7 @@ def _parse_line(part: Part, line: int, data: bytes, text_key: str) -> str | byte
             return text
         found = f"{text!r:.40} there" if text_key in value else f"keys {sorted(value)!s:.200}"
     place = Place(part.path, part.start, line)
-    raise UserError(f"{place} has {found}; expected a string under {text_key!r}")
+    raise UserError(f"{place} has {found}, expected a string under {text_key!r}")
 
 
 def _read_parquet(part: Part, text_key: str) -> Iterator[tuple[int, str | bytes | None]]:
@@ -259,7 +255,7 @@ def _check_column(path: str, schema: Any, text_key: str) -> None:
     times = schema.names.count(text_key)
     if times != 1:
         found = f"columns {schema.names!s:.200}" if not times else f"{times} columns {text_key!r}"
-        raise UserError(f"{path} has {found}; expected strings in {text_key!r}")
+        raise UserError(f"{path} has {found}, expected strings in {text_key!r}")
     kind = found = schema.field(text_key).type
     if pyarrow.types.is_dictionary(kind):
         kind = kind.value_type
@@ -271,7 +267,7 @@ def _check_column(path: str, schema: Any, text_key: str) -> None:
         pyarrow.large_binary(),
         pyarrow.binary_view(),
     ):
-        raise UserError(f"{path} has {found} in column {text_key!r}; expected strings")
+        raise UserError(f"{path} has {found} in column {text_key!r}, expected strings")
 
 
 def _read_tfds(part: Part, text_key: str) -> Iterator[tuple[int, str | bytes | None]]:
@@ -281,7 +277,7 @@ def _read_tfds(part: Part, text_key: str) -> Iterator[tuple[int, str | bytes | N
         value = example.get(text_key, ...) if isinstance(example, dict) else ...
         if not isinstance(value, bytes | str | None):
             names = sorted(example) if isinstance(example, dict) else type(example).__name__
-            raise UserError(f"{part.path} has features {names}; expected text in {text_key!r}")
+            raise UserError(f"{part.path} has features {names}, expected text in {text_key!r}")
         yield line, _decode(value) if isinstance(value, bytes) else value
 
 

@@ -95,10 +95,6 @@ def find_sources(text: Text) -> list[Source]:
     Args:
       text: a file, folder, glob or tfds: name; a list of them, each a source named after its stem
         or folder; or a dict from source name to one or several of them.
-
-    Raises:
-      UserError: a path is missing, holds no documents or cannot be read, or two sources have the
-        same name.
     """
     if isinstance(text, dict):
         named = list(text.items())
@@ -106,7 +102,7 @@ def find_sources(text: Text) -> list[Source]:
         items = [text] if isinstance(text, str) else list(text)
         named = [(_source_name(item), item) for item in items]
     if not named:
-        raise UserError("text names nothing; expected a file, folder, glob or tfds:NAME")
+        raise UserError("text names nothing, expected a file, folder, glob or tfds:NAME")
     names = [name for name, _ in named]
     for name in names:
         if names.count(name) > 1:
@@ -140,7 +136,7 @@ def _find_source(name: str, items: list[str]) -> Source:
         found, rest = _search(item)
         if not found:
             but = f", but {describe_files(files_by_kind(rest, 0))}" if rest else ""
-            raise UserError(f"text {item} holds no documents{but}; expected {KINDS}")
+            raise UserError(f"text {item} holds no documents{but}, expected {KINDS}")
         files += found
         left_out += rest
     return Source(name, tuple(files), tuple(left_out))
@@ -151,7 +147,7 @@ def _named_paths(item: str) -> list[epath.Path]:
     if _look(path)[0] != "dangling":
         return [path]
     if not _is_glob(item):
-        raise UserError(f"text {item} does not exist; expected a file, folder, glob or tfds:NAME")
+        raise UserError(f"text {item} does not exist, expected a file, folder, glob or tfds:NAME")
     if "**" in item:
         raise UserError(f"text {item}: ** is not known; a folder is searched to its bottom")
     names = item.rstrip("/").split("/")

@@ -13,7 +13,7 @@ import numpy as np
 import sentencepiece
 from etils import epath
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, check_number, one_line
 from pangu_tiny.git_lfs import check_no_pointer
 from pangu_tiny.tokenizer import proto
 
@@ -29,16 +29,13 @@ class Tokenizer:
     Attributes:
       model_bytes: the serialised model, byte for byte as it was read.
       name: where it was read from, for messages.
-
-    Raises:
-      UserError: the bytes are no SentencePiece model; with the reason that SentencePiece gives.
     """
 
     def __init__(self, model_bytes: bytes, name: str = "the given bytes"):
         self.model_bytes = model_bytes
         self.name = name
         if not model_bytes:
-            raise UserError(f"tokenizer {name} is empty; expected a SentencePiece model")
+            raise UserError(f"tokenizer {name} is empty, expected a SentencePiece model")
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model_bytes)
@@ -46,15 +43,18 @@ class Tokenizer:
             self._processor.id_to_piece(list(range(self._processor.get_piece_size())))
         except (RuntimeError, OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"tokenizer {name} is not a SentencePiece model (SentencePiece: {_line(error)})"
+                f"tokenizer {name} is not a SentencePiece model (SentencePiece: {one_line(error)})"
             ) from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self.model_bytes, self.name)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "Tokenizer":
         """Reads a model file from a local path or a URL that epath knows (gs://, s3://)."""
         file = epath.Path(path)
         if not file.is_file():
-            raise UserError(f"tokenizer {path} does not exist; expected a SentencePiece model file")
+            raise UserError(f"tokenizer {path} does not exist, expected a SentencePiece model file")
         model_bytes = file.read_bytes()
         check_no_pointer(path, model_bytes)
         return cls(model_bytes, name=str(path))
@@ -128,9 +128,9 @@ class Tokenizer:
         )
 
     @functools.cached_property
-    def dead(self) -> np.ndarray:
-        """bool [pieces], the normal pieces that no text comes to: their own characters, of which
-        nothing is normalised, are encoded as something else."""
+    def unreachable(self) -> np.ndarray:
+        """bool [pieces], the normal pieces that are unreachable: encoding their own text, without
+        normalisation, yields other ids."""
         bare = proto.parse(self.model_bytes)
         bare.normalizer_spec.CopyFrom(
             type(bare.normalizer_spec)(add_dummy_prefix=False, remove_extra_whitespaces=False)
@@ -145,14 +145,14 @@ class Tokenizer:
         """The piece as SentencePiece writes it: U+2581 for a space, <0x0A> for a lone byte."""
         return self._processor.id_to_piece(int(token_id))
 
-    def select(self, kept: Sequence[int], unused: Sequence[int] = ()) -> "Tokenizer":
+    def select(self, kept: Iterable[int], unused: Iterable[int] = ()) -> "Tokenizer":
         """The model with only some of its pieces, which keep text, score and type.
 
         Args:
           kept: ids, in the order that they are to have.
           unused: ids of pieces that follow them and are merged through but never emitted.
         """
-        edited = type(self.proto)()
+        kept, edited = list(kept), type(self.proto)()
         edited.CopyFrom(self.proto)
         del edited.pieces[:]
         for token_id in (*kept, *unused):
@@ -183,18 +183,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     Args:
       texts: a sample of documents; it is held in memory.
       vocab_size: number of pieces, the 256 byte pieces and three marks included.
-
-    Raises:
-      UserError: `vocab_size` is too small for the bytes or too large for the sample.
     """
     texts = [text for text in texts if text]
-    if vocab_size < _BYTES_AND_MARKS + 16:
-        raise UserError(
-            f"vocab_size is {vocab_size}; expected at least {_BYTES_AND_MARKS + 16}"
-            " (256 byte pieces, 3 marks and some letters)"
-        )
+    check_number("prepare_data.vocab_size", vocab_size, _BYTES_AND_MARKS + 16)  # some letters
     if not texts:
-        raise UserError("no text to train a tokenizer on; expected at least one document")
+        raise UserError("no text to train a tokenizer on, expected at least one document")
     model = io.BytesIO()
     sentences = _split_at_rare_characters(texts, (vocab_size - _BYTES_AND_MARKS) // 2)
     try:
@@ -221,13 +214,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     except (RuntimeError, OSError) as error:
         raise UserError(
             f"vocab_size = {vocab_size} does not fit a text sample of"
-            f" {sum(map(len, texts)):,} characters (SentencePiece: {_line(error)})"
+            f" {sum(map(len, texts)):,} characters (SentencePiece: {one_line(error)})"
         ) from error
     return Tokenizer(model.getvalue(), name="just trained")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _split_at_rare_characters(texts: Sequence[str], largest_alphabet: int) -> list[str]:

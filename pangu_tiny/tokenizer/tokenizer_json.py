@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, one_line
 
 
 class TokenizerJson:
@@ -10,9 +10,6 @@ class TokenizerJson:
 
     Attributes:
       name: where it was read from, for messages.
-
-    Raises:
-      UserError: the library is not installed, or cannot read the file.
     """
 
     def __init__(self, content: bytes, name: str):
@@ -28,7 +25,7 @@ class TokenizerJson:
             self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
         except Exception as error:  # the library has no type of its own for its errors
             raise UserError(
-                f"tokenizer {name} is not a tokenizer.json (tokenizers: {_line(error)})"
+                f"tokenizer {name} is not a tokenizer.json (tokenizers: {one_line(error)})"
             ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -39,22 +36,14 @@ class TokenizerJson:
         return max(self._tokenizer.get_vocab().values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without marks, unless these are spelt out in it.
-
-        Raises:
-          UserError: there are none for it.
-        """
+        """The ids of a text, without marks, unless these are spelt out in it."""
         try:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
         except Exception as error:
             raise UserError(
-                f"tokenizer {self.name} cannot encode {text!r} (tokenizers: {_line(error)})"
+                f"tokenizer {self.name} cannot encode {text!r} (tokenizers: {one_line(error)})"
             ) from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids; marks have none."""
         return self._tokenizer.decode([int(i) for i in ids])
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

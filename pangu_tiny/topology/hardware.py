@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import check_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +31,5 @@ class Hardware:
     loss_chunk: int = 1024
 
     def __post_init__(self):
-        if self.per_device_batch < 1:
-            raise UserError(
-                f"Hardware.per_device_batch is {self.per_device_batch}, expected at least 1"
-            )
-        if self.loss_chunk < 1:
-            raise UserError(f"Hardware.loss_chunk is {self.loss_chunk}, expected at least 1")
-        if self.unroll < 0:
-            raise UserError(f"Hardware.unroll is {self.unroll}, expected 0 or more")
+        for name, least in (("per_device_batch", 1), ("loss_chunk", 1), ("unroll", 0)):
+            check_number(f"Hardware.{name}", getattr(self, name), least)

@@ -38,8 +38,8 @@ def keep_freed_memory() -> None:
 def computes_on_cpu(devices: pathlib.Path = pathlib.Path("/dev")) -> bool:
     """Whether JAX will compute on the CPU, found out without starting JAX: by the platform that was
     set, else by accelerators that are there (`devices` has their files) and that JAX can use."""
-    if jax.config.jax_platforms:
-        return jax.config.jax_platforms.split(",")[0] == "cpu"
+    if platforms := jax.config.values["jax_platforms"]:
+        return platforms.split(",")[0] == "cpu"
     return not any(
         importlib.util.find_spec(package) and any(devices.glob(pattern))
         for package, patterns in _ACCELERATORS.items()

@@ -12,7 +12,6 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pangu_tiny.errors import UserError
-from pangu_tiny.model.shape import ModelShape
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -32,11 +31,7 @@ fsdp cuts along the width."""
 def make_mesh(
     data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """A mesh over all devices; one of the sizes may be −1 for "what is left".
-
-    Raises:
-      UserError: the sizes do not multiply to the number of devices.
-    """
+    """A mesh over all devices; one of the sizes may be −1 for "what is left"."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = [data, fsdp, tensor]
     binding = f"Hardware.data × fsdp × tensor = {data} × {fsdp} × {tensor}"
@@ -69,23 +64,3 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def batch_shards(mesh: Mesh) -> int:
     """Into how many parts a batch is cut."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
-
-
-def check_divides(shape: ModelShape, mesh: Mesh) -> None:
-    """Refuses a mesh on which an axis of the model does not divide.
-
-    Raises:
-      UserError: names the size of the model and the mesh axis.
-    """
-    for name, size, axis in (
-        ("width", shape.width, "fsdp"),
-        ("heads", shape.heads, "tensor"),
-        ("kv_heads", shape.kv_heads, "tensor"),
-        ("ffn_width", shape.ffn_width, "tensor"),
-        ("padded vocabulary", shape.padded_vocab, "tensor"),
-    ):
-        if size % mesh.shape[axis]:
-            raise UserError(
-                f"ModelShape.{name} {size} is not divisible by "
-                f"Hardware.{axis} {mesh.shape[axis]}: choose another mesh"
-            )

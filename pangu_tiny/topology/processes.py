@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed  # the client of the service has no public name
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, check_number, one_line
 
 _KEYS = "pangu_tiny"
 _POLL_SECONDS = 0.1
@@ -37,11 +37,7 @@ def start(
     found_by_jax: bool, coordinator: str | None, processes: int | None, process: int | None
 ) -> None:
     """Joins the processes of a run, as the flags --distributed, --coordinator, --processes and
-    --process say; without them, does nothing.
-
-    Raises:
-      UserError: names the flag that is missing or wrong.
-    """
+    --process say; without them, does nothing."""
     flags = {"--coordinator": coordinator, "--processes": processes, "--process": process}
     given = [flag for flag, value in flags.items() if value is not None]
     if found_by_jax and given:
@@ -62,7 +58,7 @@ def start(
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             if found_by_jax and "be defined" in reason:
                 reason = (
-                    "JAX knows no cluster here (Cloud TPU, GKE, Slurm, Open MPI); expected "
+                    "JAX knows no cluster here (Cloud TPU, GKE, Slurm, Open MPI), expected "
                     "--coordinator=HOST:PORT, --processes and --process, or none of them"
                 )
             raise UserError(f"{shown or '--distributed'}: {reason}") from error
@@ -78,12 +74,8 @@ def _check(coordinator: str | None, processes: int | None, process: int | None) 
     host, _, port = coordinator.rpartition(":")
     if not (host and re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 2**16):
         raise UserError(f"--coordinator is {coordinator!r}, expected HOST:PORT of process 0")
-    if processes < 1:
-        raise UserError(f"--processes is {processes}, expected at least 1")
-    if not 0 <= process < processes:
-        raise UserError(
-            f"--process is {process}, expected 0 to {processes - 1} with --processes={processes}"
-        )
+    check_number("--processes", processes, 1)
+    check_number("--process", process, 0, processes - 1)
     if process == 0:
         _check_port(coordinator, int(port))
 
@@ -181,11 +173,6 @@ def gather(value: Any) -> list[Any]:
         time.sleep(_POLL_SECONDS)
 
 
-def everywhere(value: bool) -> bool:
-    """Whether it holds on all processes, each of which has to ask."""
-    return all(gather(bool(value)))
-
-
 def anywhere(value: bool) -> bool:
     """Whether it holds on one process at least; each of them has to ask."""
     return any(gather(bool(value)))
@@ -233,7 +220,7 @@ def check_everywhere(check: Callable[[], Any]) -> None:
     try:
         check()
     except (UserError, OSError) as error:
-        gather(f"{_here()}: {_line(error)}")
+        gather(f"{_here()}: {one_line(error)}")
         raise
     if reasons := [other for other in gather(None) if other]:
         raise Refused("; ".join(reasons))
@@ -245,9 +232,6 @@ def check_alike(facts: dict[str, Any], difference: Callable[[Any, Any, str, str]
     Args:
       facts: what has to be the same.
       difference: names what differs of the first two, and in which process.
-
-    Raises:
-      UserError: names the process and what differs.
     """
     (first_process, expected), *others = gather([_here(), facts])
     for process, found in others:
@@ -268,17 +252,13 @@ def end(error: BaseException, code: int) -> None:
     with contextlib.suppress(RuntimeError):  # the service may be gone
         if not isinstance(error, Refused):
             client = distributed.global_state.client
-            client.key_value_set(f"{_KEYS}/refused/{index():06d}", f"{_here()}: {_line(error)}")
+            client.key_value_set(f"{_KEYS}/refused/{index():06d}", f"{_here()}: {one_line(error)}")
         _leave(code)
     os._exit(code)
 
 
 def _here() -> str:
     return f"process {index()} ({socket.gethostname()})"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _leave(code: int) -> NoReturn:

@@ -1,1 +1,1 @@
-"""Training: the stage, and what it leaves behind. Knows nothing of tokenizers."""
+"""Training: the stage, and what it writes. Knows nothing of tokenizers."""

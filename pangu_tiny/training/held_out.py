@@ -4,11 +4,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import held_out_batches
-from pangu_tiny.program.feed import Feed, most_scored_at_once
+from pangu_tiny.program.batch import BatchLayout, most_scored_at_once
+from pangu_tiny.program.build import Program
+from pangu_tiny.program.feed import Feed
 from pangu_tiny.progress import Progress
 from pangu_tiny.topology.mesh import batch_shards
 from pangu_tiny.training.metrics import bits_per_byte
@@ -51,11 +52,9 @@ class HeldOut(NamedTuple):
 
 
 def score_held_out(
-    score: Any,
+    program: Program,
     params: dict[str, Any],
     dataset: TokenDataset,
-    mesh: Mesh,
-    per_device_batch: int,
     rows: int | None = None,
     progress: Progress | None = None,
 ) -> HeldOut:
@@ -65,24 +64,24 @@ def score_held_out(
     adding up is done in float64.
 
     Args:
-      score: what `score_step` compiled.
-      per_device_batch: what a device takes at once in training.
+      program: of the model.
+      params: its parameters.
       rows: how many; None is all. Fewer than all are the same ones each time, spread evenly over
         the split, so that every source and shard has its share of them to within one row.
       progress: counts the rows.
     """
-    row_ids = _spread(dataset.rows("held_out"), rows)
+    row_ids = _spread(dataset.count("held_out"), rows)
     if not row_ids.size:
         return HeldOut(row_ids, np.zeros(0), row_ids)
     # As few batches as can be, and no larger than that many have to be.
-    shards = batch_shards(mesh)
-    count = -(-len(row_ids) // most_scored_at_once(mesh, per_device_batch))
+    shards = batch_shards(program.mesh)
+    most = most_scored_at_once(program.mesh, program.hardware.per_device_batch)
+    count = -(-len(row_ids) // most)
     at_once = shards * -(-len(row_ids) // (count * shards))
-    feed = Feed(mesh, at_once, at_once)
+    feed = Feed(BatchLayout(program.mesh, 1, at_once))
     scored: list[tuple[jax.Array, jax.Array]] = []
     for local in held_out_batches(dataset, at_once, feed.positions, row_ids):
-        rows_bt = feed.place(local, np.zeros(2, bool)).rows_abt[0]
-        scored.append(score(params, rows_bt))
+        scored.append(program.score(params, feed.place(local).rows_abt[0]))
         # Waits for the batch before the one in flight, so that no more than two are on the devices.
         jax.block_until_ready(scored[-2:-1])
         if progress:

@@ -1,4 +1,4 @@
-"""What a run leaves behind while it trains: figures step by step, and the loss of every row."""
+"""What a run writes while it trains: metrics step by step, and the loss of every row."""
 
 import json
 import math
@@ -83,7 +83,7 @@ class MetricsLog:
             self._events.flush()
 
     def flush(self) -> None:
-        """To be called with every checkpoint: a run that goes on from it finds what came before."""
+        """To be called with every checkpoint: a run that resumes from it finds what came before."""
         if not self._local:
             self._write()
 
@@ -97,16 +97,12 @@ class MetricsLog:
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
-    """All lines of a run's `metrics.jsonl`.
-
-    Raises:
-      UserError: one of them is something else; it is named.
-    """
+    """All lines of a run's `metrics.jsonl`."""
     return _read_lines(epath.Path(workdir) / "metrics.jsonl")
 
 
 def _read_lines(path: epath.Path) -> list[dict[str, Any]]:
-    """The lines of a file; a last one that a kill left unfinished is none."""
+    """The lines of a file, without a last one that a kill left unfinished."""
     *lines, _ = path.read_bytes().split(b"\n")
     return [_parse_line(f"{path}:{number}", line) for number, line in enumerate(lines, start=1)]
 
@@ -124,7 +120,7 @@ class RowLosses:
     """The loss of every row that was trained, in one file of `ROW_DTYPE` records per checkpoint.
 
     The file of steps [a, b) is `row_losses/a-b.bin`, written when the checkpoint of step b is, so
-    that a run that goes on from b finds exactly the rows that its parameters have seen.
+    that a run that resumes from b finds exactly the rows that its parameters have seen.
     """
 
     def __init__(self, folder: epath.Path, start: int):
@@ -153,12 +149,8 @@ class RowLosses:
 
 
 def row_loss_files(folder: epath.Path) -> dict[tuple[int, int], epath.Path]:
-    """What `RowLosses` wrote below a folder: the files by [first step, first step behind), in
-    order.
-
-    Raises:
-      UserError: a file has another name.
-    """
+    """What `RowLosses` wrote below a folder: the files by [first, last) step, in
+    order."""
     place = folder / "row_losses"
     paths = place.iterdir() if place.exists() else ()
     found = {_range(path): path for path in paths if path.suffix == ".bin"}
@@ -166,11 +158,7 @@ def row_loss_files(folder: epath.Path) -> dict[tuple[int, int], epath.Path]:
 
 
 def read_records(path: epath.Path) -> np.ndarray:
-    """The records of one of these files, a structured array of `ROW_DTYPE`.
-
-    Raises:
-      UserError: it does not hold equally many records for each of its steps.
-    """
+    """The records of one of these files, a structured array of `ROW_DTYPE`."""
     start, end = _range(path)
     content = path.read_bytes()
     each, rest = divmod(len(content), (end - start) * ROW_DTYPE.itemsize)

@@ -1,48 +1,40 @@
-"""The stage `train`: rows of token ids in, checkpoints out; stopped anywhere, it goes on."""
+"""The stage `train`: rows of token ids in, checkpoints out; stopped anywhere, it resumes."""
 
 import dataclasses
 import json
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
 from pangu_tiny.checkpoints.read import Checkpoint, describe, open_checkpoint
 from pangu_tiny.checkpoints.run import Writer, with_moments
 from pangu_tiny.data.dataset import TokenDataset
-from pangu_tiny.data.loader import Drawn, batches, row_order
-from pangu_tiny.data.round import Round
+from pangu_tiny.data.loader import Drawn, batches
+from pangu_tiny.data.order import Round
 from pangu_tiny.data.round_index import RoundIndex
-from pangu_tiny.errors import UserError
-from pangu_tiny.model.decoder import Decoder
-from pangu_tiny.model.init import check_scheme
+from pangu_tiny.errors import UserError, check_number, check_one_of
+from pangu_tiny.model.init import SCHEMES
 from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.program.build import DTYPES, Program, Training, build, build_training
 from pangu_tiny.program.feed import Feed
-from pangu_tiny.program.optimizer import Optimizer
-from pangu_tiny.program.step import (
-    Objective,
-    abstract_state,
-    init_state,
-    score_step,
-    train_step,
-)
+from pangu_tiny.program.optimizer import Optimizer, SharedSchedule
+from pangu_tiny.program.step import TrainState, init_state
 from pangu_tiny.topology import processes
 from pangu_tiny.topology.hardware import Hardware
-from pangu_tiny.topology.mesh import check_divides, make_mesh
-from pangu_tiny.topology.processes import anywhere, say
+from pangu_tiny.topology.processes import say
+from pangu_tiny.topology.shared_workdir import claim_together
 from pangu_tiny.training.held_out import score_held_out
-from pangu_tiny.training.watch import Profile, Signals, Watch
-from pangu_tiny.workdir import claim_together, environment, read_json, write_atomically
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+from pangu_tiny.training.loop import Run, train_steps
+from pangu_tiny.training.metrics import MFU_FORMULA, peak_flops
+from pangu_tiny.training.watch import Profile, Watch, Watching
+from pangu_tiny.workdir import difference, environment, read_json, write_atomically
 
 
 class Trained(NamedTuple):
     """Where a run stands: steps taken of steps asked for, its last checkpoint, and whether SIGTERM
-    or ^C asked it to stop, be it behind the last step."""
+    or ^C asked it to stop, even after the last step."""
 
     step: int
     steps: int
@@ -63,28 +55,20 @@ def train(
     checkpoint: str | None = None,
     round_index: str | None = None,
     keep_moments: bool = False,
-    schedule_start: int = 0,
-    schedule_steps: int | None = None,
     init: str = "constant",
     dtype: str = "bfloat16",
     z_loss: float = 0.0,
     seed: int = 0,
-    skip_nonfinite: bool = False,
-    log_every: int = 10,
     evaluate_every: int = 1000,
-    evaluate_rows: int | None = 8192,
     save_every: int = 1000,
-    keep_every: int | None = None,
-    drop_moments: bool = False,
-    save_minutes: float = 15.0,
-    tensorboard: bool = True,
-    profile_steps: list[int] | None = None,
+    watching: Watching | None = None,
+    shared_schedule: SharedSchedule | None = None,
 ) -> Trained:
-    """Trains a model, or goes on where a run in the same workdir stopped.
+    """Trains a model, or resumes a run that was stopped in the same workdir.
 
     Args:
       dataset: workdir of prepare-data.
-      workdir: where checkpoints, metrics and the losses per row go.
+      workdir: where checkpoints, metrics and the losses of rows go.
       model: the shape to train.
       optimizer: AdamW and its schedule.
       hardware: how the work is laid out; may change from run to run.
@@ -92,248 +76,228 @@ def train(
       global_batch: sequences per step, over all devices.
       mixture: weight by source name; None takes every row once per epoch.
       shuffle: False takes rows as they are stored, of each source, and without a mixture one
-        source behind the other.
+        source after the other.
       checkpoint: parameters to start from instead of random ones.
       round_index: workdir of select-batches; trains on what was drawn there instead of on the
         whole order. `steps`, `seed`, `mixture`, `shuffle` and `global_batch` have to be those of
         the draw, and `checkpoint`, if any, the model that was scored for it.
       keep_moments: start from the moments of Adam in `checkpoint` as well.
-      schedule_start, schedule_steps: the first step of this run within the schedule of the
-        learning rate, and the length of that schedule, where other runs share it; None is the end
-        of this one.
       init: scheme of the random initialisation, see `model/init.py`.
       dtype: of matrix products and activations, "float32" or "bfloat16"; parameters and their
         gradients, norms, softmax and loss are float32.
       z_loss: weight of the squared log-normaliser.
       seed: of initialisation and order.
-      skip_nonfinite: leave out the update of a step whose loss or gradient is not finite, and
-        count it, instead of stopping.
-      log_every, evaluate_every, save_every: steps between metrics, held-out losses, checkpoints.
-        A last checkpoint and held-out loss are made at the end in any case.
-      evaluate_rows: how many held-out rows are scored each time, the same ones, spread evenly over
-        the split; None is all, as `evaluate` does it. Bits per byte are then an estimate, see
-        `training/held_out.py`. Chosen so that at 1,024 rows a step it costs the work of 3 steps.
-      keep_every: steps between checkpoints that stay for good, a multiple of `save_every`. Of all
-        others the newest two are there; None keeps only these, so that a run takes no more room
-        the longer it is.
-      drop_moments: checkpoints that stay lose the moments of Adam, two thirds of their size, once
-        they are not among the newest two. No run can go on from them, but a new one can start.
-      save_minutes: minutes between checkpoints in any case.
-      tensorboard: whether to write TensorBoard events.
-      profile_steps: [first, last] step to write a JAX profile of, into workdir/profile.
+      evaluate_every, save_every: steps between held-out losses, checkpoints. A last one of each is
+        made at the end in any case.
+      watching: what else is written down, and when.
+      shared_schedule: where other runs share the schedule of the learning rate.
 
     Returns:
       How far it came: `step` < `steps` after SIGTERM or ^C.
-
-    Raises:
-      UserError: a setting is wrong, the workdir holds another run, the dataset does not fit the
-        model, the loss is not finite, or a checkpoint cannot be written.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"train.dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
-    if steps < 1:
-        raise UserError(f"train.steps is {steps}, expected at least 1")
-    for name, value in (
-        ("log_every", log_every),
-        ("evaluate_every", evaluate_every),
-        ("save_every", save_every),
-    ):
-        if value < 1:
-            raise UserError(f"train.{name} is {value}, expected at least 1")
-    if evaluate_rows is not None and evaluate_rows < 1:
-        raise UserError(f"train.evaluate_rows is {evaluate_rows}, expected at least 1, or None")
-    if keep_every is not None and (keep_every < 1 or keep_every % save_every):
+    watching, shared_schedule = watching or Watching(), shared_schedule or SharedSchedule()
+    check_one_of("train.dtype", dtype, DTYPES)
+    check_one_of("train.init", init, SCHEMES)
+    check_number("train.steps", steps, 1)
+    check_number("train.evaluate_every", evaluate_every, 1)
+    check_number("train.save_every", save_every, 1)
+    if watching.keep_every and watching.keep_every % save_every:
         raise UserError(
-            f"train.keep_every is {keep_every}, expected a multiple of train.save_every, "
-            f"{save_every}"
+            f"Watching.keep_every is {watching.keep_every}, expected a multiple of "
+            f"train.save_every, {save_every}"
         )
-    if schedule_steps is None:
-        schedule_steps = schedule_start + steps
-    if schedule_start < 0:
-        raise UserError(f"train.schedule_start is {schedule_start}, expected 0 or more")
-    if schedule_start + steps > schedule_steps:
-        raise UserError(
-            f"train.schedule_start {schedule_start} and train.steps {steps} go beyond "
-            f"train.schedule_steps {schedule_steps}"
-        )
-    check_scheme(init)
-    decoder = Decoder(model, DTYPES[dtype], hardware.attention, hardware.remat, hardware.unroll)
-    rows = TokenDataset.open(dataset)
-    _check_dataset(rows, model)
-    # For its complaints, before anything is written.
-    row_order(rows, "train", seed, mixture, shuffle)
-    mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
-    check_divides(model, mesh)
-    feed = Feed(mesh, global_batch, hardware.per_device_batch)
-    start_from = open_checkpoint(checkpoint) if checkpoint else None
-    if start_from:
-        _check_start(start_from, model, rows)
-    if keep_moments and not (start_from and start_from.has_moments):
-        raise UserError(
-            "train.keep_moments = True needs a train.checkpoint that has moments, "
-            + ("as training leaves them" if start_from else "found none")
-        )
+    data = TokenDataset.open(dataset)
+    _check_dataset(data, model)
+    length = data.sequence_length
+    program = build(model, hardware, data.marks, dtype, z_loss)
+    training = build_training(program, optimizer, steps, global_batch, length, shared_schedule)
+    opened = open_checkpoint(checkpoint) if checkpoint else None
+    start = Start(opened, keep_moments, init, seed)
+    start.check(model, data)
+    round_ = Round(data.digest, seed, mixture, shuffle, global_batch, steps)
+    round_.order.rows(data, "train")  # for its complaints, before anything is written
     index = RoundIndex.open(round_index) if round_index else None
     if index:
-        here = Round(rows.digest, seed, mixture, shuffle, global_batch, index.round.batches)
-        _check_index(index, round_index, here, steps, start_from)
+        _check_index(index, round_index, round_, start.checkpoint)
     identity = {
         "model": dataclasses.asdict(model),
-        "dataset": rows.digest,
-        "tokenizer": rows.tokenizer_digest,
-        "sequence_length": rows.sequence_length,
+        "dataset": data.digest,
+        "tokenizer": data.tokenizer_digest,
+        "sequence_length": length,
         "mixture": mixture,
         "shuffle": shuffle,
         "global_batch": global_batch,
         "steps": steps,
         "seed": seed,
-        "optimizer": dataclasses.asdict(optimizer),
+        "optimizer": optimizer.identity(),
         "init": init,
         "dtype": dtype,
         "z_loss": z_loss,
-        "skip_nonfinite": skip_nonfinite,
-        "checkpoint": start_from and start_from.identity,
+        "skip_nonfinite": optimizer.skip_nonfinite,
+        "checkpoint": start.checkpoint and start.checkpoint.identity,
         "round_index": index and index.identity,
         "keep_moments": keep_moments,
-        "schedule": [schedule_start, schedule_steps],
+        "schedule": list(shared_schedule.within(steps)),
     }
-    tokenizer_bytes = rows.tokenizer_bytes()
-    profile = Profile(epath.Path(workdir), profile_steps)
     longer = f"to train on from its end, train.checkpoint = {workdir!r}, train.keep_moments = True"
-    folder = claim_together(
-        workdir, "train", identity, {"steps": f"{longer} and another train.workdir"}
-    )
-    _note_hardware(folder, hardware, mesh.size)
-    objective = Objective(decoder, rows.begin_id, rows.end_id, hardware.loss_chunk, z_loss)
-    schedule = optimizer.schedule(
-        schedule_steps, global_batch * rows.sequence_length, schedule_start
-    )
-    transformation = optimizer.transformation(schedule)
-    with jax.set_mesh(mesh):
-        writer = Writer(folder / "checkpoints", keep_every, drop_moments)
-        target = abstract_state(decoder, transformation, mesh)
-        if restored := writer.restore_latest(target):
-            state = restored[0]
-        elif start_from:
-            params = start_from.params(jax.tree.map(lambda leaf: leaf.sharding, target.params))
-            state = init_state(decoder, transformation, init, seed, mesh, params)
-            if keep_moments:
-                state = with_moments(state, start_from.path, target)
-        else:
-            state = init_state(decoder, transformation, init, seed, mesh)
-        start = int(state.step)
-        run = Watch(
-            folder=folder,
-            rows=rows,
-            steps=steps,
-            tokens_per_step=global_batch * rows.sequence_length,
-            flops_per_token=model.flops_per_token(rows.sequence_length),
-            stop_nonfinite=not skip_nonfinite,
-            log_every=log_every,
-            start=start,
-            tensorboard=tensorboard,
+    advice = {"steps": f"{longer} and another train.workdir"}
+    folder = claim_together(workdir, "train", identity, advice)
+    _note_hardware(folder, hardware, program.mesh.size)
+    _introduce(program, training, optimizer, length)
+    drawn = Drawn(index.units, index.rows) if index else None
+    loop = {"steps": steps, "evaluate_every": evaluate_every, "save_every": save_every}
+    with jax.set_mesh(program.mesh):
+        count, stopped = _run(
+            folder, data, program, training, start, round_, drawn, identity, watching, loop
         )
-        run.introduce(model, mesh, feed, optimizer)
-        about = describe(
-            model,
-            identity=identity,
-            dtype=dtype,
-            begin_id=rows.begin_id,
-            end_id=rows.end_id,
-            sequence_length=rows.sequence_length,
-            environment=environment(),
-        )
-        step_fn = train_step(objective, transformation, schedule, mesh, skip_nonfinite)
-        score_fn = score_step(objective, mesh)
-        loader = batches(
-            rows,
-            "train",
-            global_batch,
-            seed,
-            mixture=mixture,
-            shuffle=shuffle,
-            positions=feed.positions,
-            start=start,
-            drawn=index and Drawn(index.units, index.rows),
-        )
-
-        def save(count: int) -> None:
-            run.flush(count)
-            facts = {**about, "step": count, "next_batch": count}
-            writer.save(count, state, facts, tokenizer_bytes)
-
-        def evaluate(count: int) -> None:
-            began = time.monotonic()
-            found = score_held_out(
-                score_fn, state.params, rows, mesh, hardware.per_device_batch, evaluate_rows
-            )
-            if found.targets.any():
-                run.log_held_out(count - 1, found, time.monotonic() - began)
-
-        count, saved_at = start, time.monotonic()
-        with Signals() as signals, profile, run:
-            while count < steps and not run.stopping:
-                profile.before(count, state)
-                began = time.monotonic()
-                local = next(loader)
-                run.waited += time.monotonic() - began
-                late = time.monotonic() - saved_at > 60 * save_minutes
-                batch = feed.place(local, np.array([late, signals.received]))
-                state, metrics = step_fn(state, batch)
-                count += 1
-                run.finish_last(writer)
-                run.pending = (count - 1, metrics)
-                evaluates = count % evaluate_every == 0 or count == steps
-                saves = count % save_every == 0 or count == steps
-                if evaluates or saves or run.saving or run.stopping:
-                    run.finish_last(writer)
-                if evaluates:
-                    evaluate(count)
-                if saves or run.saving or run.stopping:
-                    save(count)
-                    saved_at, run.saving = time.monotonic(), False
-            writer.close()
-            stopped = anywhere(signals.received)
     done = Trained(count, steps, str(folder / "checkpoints" / str(count)), stopped)
     if count < steps:
-        say(f"stopped at step {count} of {steps}; run the same command again to go on")
+        say(f"stopped at step {count} of {steps}; run the same command again to resume")
     else:
         say(f"trained {steps} steps: {done.checkpoint}")
     return done
 
 
-def _check_dataset(rows: TokenDataset, model: ModelShape) -> None:
+class Start(NamedTuple):
+    """What a run starts from: the parameters of a checkpoint, and its moments of Adam or fresh
+    ones; or random parameters, by a scheme."""
+
+    checkpoint: Checkpoint | None
+    keep_moments: bool
+    scheme: str
+    seed: int
+
+    def check(self, model: ModelShape, data: TokenDataset) -> None:
+        """Refuses a checkpoint of another shape or of other rows."""
+        start = self.checkpoint
+        if start:
+            start.check_rows(data)
+            there, here = dataclasses.asdict(start.shape), dataclasses.asdict(model)
+            if there != here:
+                raise UserError(
+                    f"checkpoint {start.path} does not fit: "
+                    f"{difference({'ModelShape': there}, {'ModelShape': here})}"
+                )
+        if self.keep_moments and not (start and start.has_moments):
+            raise UserError(
+                "train.keep_moments = True needs a train.checkpoint that has moments, "
+                + ("as training leaves them" if start else "found none")
+            )
+
+    def state(self, program: Program, training: Training) -> TrainState:
+        """The state before the first step."""
+        params = self.checkpoint and self.checkpoint.params(program.param_shardings)
+        decoder, mesh = program.objective.decoder, program.mesh
+        state = init_state(decoder, training.optimizer, self.scheme, self.seed, mesh, params)
+        if self.keep_moments:
+            return with_moments(state, self.checkpoint.path, training.state)
+        return state
+
+
+def _run(
+    folder: epath.Path,
+    data: TokenDataset,
+    program: Program,
+    training: Training,
+    start: Start,
+    round_: Round,
+    drawn: Drawn | None,
+    identity: dict[str, Any],
+    watching: Watching,
+    loop: dict[str, int],
+) -> tuple[int, bool]:
+    """Trains from the newest checkpoint in the folder, or from the start; see `train_steps`."""
+    writer = Writer(folder / "checkpoints", watching.keep_every, watching.drop_moments)
+    restored = writer.restore_latest(training.state)
+    state = restored[0] if restored else start.state(program, training)
+    feed = Feed(training.layout)
+    watch = Watch(
+        folder,
+        data,
+        writer,
+        steps=loop["steps"],
+        start=int(state.step),
+        tokens=training.layout.rows * data.sequence_length,
+        flops=program.shape.flops_per_token(data.sequence_length),
+        log_every=watching.log_every,
+        stop_nonfinite=not identity["skip_nonfinite"],
+        tensorboard=watching.tensorboard,
+    )
+    about = describe(
+        program.shape,
+        identity=identity,
+        dtype=identity["dtype"],
+        begin_id=data.begin_id,
+        end_id=data.end_id,
+        sequence_length=data.sequence_length,
+        environment=environment(),
+    )
+    tokenizer_bytes = data.tokenizer_bytes()
+
+    def save(state: TrainState, count: int) -> None:
+        watch.flush(count)
+        writer.save(count, state, {**about, "step": count, "next_batch": count}, tokenizer_bytes)
+
+    def evaluate(state: TrainState, count: int) -> None:
+        began = time.monotonic()
+        scored = score_held_out(program, state.params, data, watching.evaluate_rows)
+        if scored.targets.any():
+            watch.log_held_out(count - 1, scored, time.monotonic() - began)
+
+    rows = batches(
+        data,
+        "train",
+        training.layout.rows,
+        round_.order,
+        positions=feed.positions,
+        start=int(state.step),
+        drawn=drawn,
+    )
+    profile = Profile(folder, watching.profile_steps)
+    run = Run(training.step, feed, rows, evaluate, save, writer.close, watch, profile)
+    return train_steps(run, state, **loop, save_minutes=watching.save_minutes)
+
+
+def _introduce(
+    program: Program, training: Training, optimizer: Optimizer, sequence_length: int
+) -> None:
+    """Tells what is about to be trained."""
+    shape, layout, mesh = program.shape, training.layout, program.mesh
+    flops, tokens = shape.flops_per_token(sequence_length), layout.rows * sequence_length
+    sizes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    say(
+        f"{shape.parameters / 1e6:.1f}M parameters, {flops / 1e9:.3f} GFLOP/token, "
+        f"peak rate {optimizer.peak_rate(tokens):.3g}"
+    )
+    say(
+        f"mesh {sizes} on {mesh.size} × {jax.devices()[0].device_kind}; "
+        f"{tokens} tokens a step, accumulated {layout.accumulation} times"
+    )
+    if peak_flops():
+        say(MFU_FORMULA)
+
+
+def _check_dataset(data: TokenDataset, model: ModelShape) -> None:
     """Refuses a dataset whose ids do not fit the model, or whose row numbers do not fit int32."""
-    if rows.vocab_size > model.vocab_size:
+    if data.vocab_size > model.vocab_size:
         raise UserError(
-            f"dataset {rows.path} has token ids up to {rows.vocab_size - 1}, but "
+            f"dataset {data.path} has token ids up to {data.vocab_size - 1}, but "
             f"ModelShape.vocab_size is {model.vocab_size}"
         )
-    if rows.rows("train") >= 2**31:
+    if (rows := data.count("train")) >= 2**31:
         raise UserError(
-            f"dataset {rows.path} has {rows.rows('train'):,} rows, expected fewer than {2**31:,}; "
+            f"dataset {data.path} has {rows:,} rows, expected fewer than {2**31:,}; "
             f"a greater prepare_data.sequence_length makes fewer"
         )
 
 
-def _check_start(start: Checkpoint, model: ModelShape, rows: TokenDataset) -> None:
-    """Refuses to go on from a checkpoint of another shape or of other rows."""
-    start.check_rows(rows)
-    there, here = dataclasses.asdict(start.shape), dataclasses.asdict(model)
-    differences = [
-        f"ModelShape.{name} is {there[name]} there, {here[name]} here"
-        for name in here
-        if there[name] != here[name]
-    ]
-    if differences:
-        raise UserError(f"checkpoint {start.path} does not fit: {'; '.join(differences)}")
-
-
-def _check_index(
-    index: RoundIndex, path: str, here: Round, steps: int, start: Checkpoint | None
-) -> None:
-    """Refuses a round index of another order or model, or one that `steps` do not go through."""
-    if differences := index.round.differences(here):
+def _check_index(index: RoundIndex, path: str, here: Round, start: Checkpoint | None) -> None:
+    """Refuses a round index of another order or model, or of another number of batches than the
+    run `here` has steps."""
+    steps = here.batches
+    if differences := index.round.differences(
+        dataclasses.replace(here, batches=index.round.batches)
+    ):
         raise UserError(f"round index {path} was drawn from another round: {differences}")
     if steps != index.batches:
         raise UserError(

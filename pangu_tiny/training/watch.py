@@ -1,5 +1,6 @@
-"""What is watched while steps go by: figures, losses per row, signals, a profile."""
+"""What is watched while steps go by: metrics, losses of rows, signals, a profile."""
 
+import dataclasses
 import math
 import signal
 import time
@@ -11,80 +12,116 @@ from etils import epath
 from pangu_tiny.checkpoints.read import committed_steps
 from pangu_tiny.checkpoints.run import Writer
 from pangu_tiny.data.dataset import TokenDataset
-from pangu_tiny.errors import UserError
-from pangu_tiny.model.shape import ModelShape
-from pangu_tiny.program.feed import Feed
-from pangu_tiny.program.optimizer import Optimizer
+from pangu_tiny.errors import UserError, check_number
 from pangu_tiny.program.step import Metrics
 from pangu_tiny.progress import Progress
-from pangu_tiny.topology.processes import alone, say
+from pangu_tiny.topology.processes import alone
 from pangu_tiny.training.held_out import HeldOut
 from pangu_tiny.training.metrics import (
-    MFU_FORMULA,
     MetricsLog,
     RowLosses,
     peak_flops,
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Watching:
+    """What of a run is written down, beside the intervals of `train`.
+
+    Attributes:
+      log_every: steps between metrics.
+      evaluate_rows: how many held-out rows are scored each time, the same ones, spread evenly over
+        the split; None is all, as `evaluate` does it. Bits per byte are then an estimate, see
+        `training/held_out.py`. Chosen so that at 1,024 rows a step it costs the work of 3 steps.
+      keep_every: steps between checkpoints that stay for good, a multiple of `train.save_every`. Of
+        all others the newest two are there; None keeps only these, so that a run takes no more room
+        the longer it is.
+      drop_moments: checkpoints that stay lose the moments of Adam, two thirds of their size, once
+        they are not among the newest two. No run can resume from them, but a new one can start.
+      save_minutes: minutes between checkpoints in any case.
+      tensorboard: whether to write TensorBoard events.
+      profile_steps: [first, last] step to write a JAX profile of, into workdir/profile.
+    """
+
+    log_every: int = 10
+    evaluate_rows: int | None = 8192
+    keep_every: int | None = None
+    drop_moments: bool = False
+    save_minutes: float = 15.0
+    tensorboard: bool = True
+    profile_steps: list[int] | None = None
+
+    def __post_init__(self):
+        for name in ("log_every", "evaluate_rows", "keep_every"):
+            check_number(f"Watching.{name}", getattr(self, name), 1)
+        steps = self.profile_steps
+        if steps is not None and (len(steps) != 2 or not 0 <= steps[0] <= steps[1]):
+            raise UserError(f"Watching.profile_steps is {steps}, expected [first, last], from 0")
+
+
 class Watch:
-    """What is watched while the steps go by; only process 0 writes it down."""
+    """Follows the steps of a run, a step late (see `training/loop.py`); process 0 alone writes down
+    what it reads.
+
+    Args:
+      folder: the run's workdir.
+      dataset: what it trains on.
+      writer: of its checkpoints.
+      steps: of the run, of which `start` are done.
+      tokens: of a step.
+      flops: of a token.
+      log_every: steps between metrics.
+      stop_nonfinite: whether a loss that is not finite ends the run.
+      tensorboard: whether to write events.
+
+    Attributes:
+      saving, stopping: whether a process asked for that in the last step that was read.
+    """
 
     def __init__(
         self,
-        *,
         folder: epath.Path,
-        rows: TokenDataset,
+        dataset: TokenDataset,
+        writer: Writer,
+        *,
         steps: int,
-        tokens_per_step: int,
-        flops_per_token: int,
-        stop_nonfinite: bool,
-        log_every: int,
         start: int,
+        tokens: int,
+        flops: int,
+        log_every: int,
+        stop_nonfinite: bool,
         tensorboard: bool,
     ):
-        self._rows, self._steps = rows, steps
-        self._tokens, self._flops = tokens_per_step, flops_per_token
+        self._dataset, self._writer, self._steps = dataset, writer, steps
+        self._tokens, self._flops = tokens, flops
         self._stop_nonfinite, self._log_every = stop_nonfinite, log_every
         with alone() as self._leads:
             self._log = MetricsLog(folder, start, tensorboard) if self._leads else None
             self._losses = RowLosses(folder, start) if self._leads else None
             self._progress = Progress("train", steps, "step", start) if self._leads else None
-        self._last_step, self._last_time = start, time.monotonic()
-        self.waited = 0.0
-        self.pending: tuple[int, Metrics] | None = None
+        self._last_step, self._last_time, self._waited = start, time.monotonic(), 0.0
+        self._in_flight: tuple[int, Metrics] | None = None
         self.saving = self.stopping = False
 
-    def introduce(self, model: ModelShape, mesh: Any, feed: Feed, optimizer: Optimizer) -> None:
-        sizes = " × ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-        say(
-            f"{model.parameters / 1e6:.1f}M parameters, {self._flops / 1e9:.3f} GFLOP/token, "
-            f"peak rate {optimizer.peak_rate(self._tokens):.3g}"
-        )
-        say(
-            f"mesh {sizes} on {mesh.size} × {jax.devices()[0].device_kind}; "
-            f"{self._tokens} tokens a step, accumulated {feed.accumulation} times"
-        )
-        if peak_flops():
-            say(MFU_FORMULA)
+    def started(self, step: int, metrics: Metrics, waited: float) -> None:
+        """To be called when a step was started; reads the metrics of the one before it.
 
-    def finish_last(self, writer: Writer) -> None:
-        """Reads the metrics of the step before the one in flight, and acts on them."""
-        if self.pending is None:
+        Args:
+          waited: seconds that the step had to wait for its rows.
+        """
+        self._waited += waited
+        self.settle()
+        self._in_flight = step, metrics
+
+    def settle(self) -> None:
+        """Reads the metrics of the step in flight, and acts on them."""
+        if self._in_flight is None:
             return
-        step, metrics = self.pending
-        self.pending = None
+        step, metrics = self._in_flight
+        self._in_flight = None
         metrics = jax.device_get(metrics)
         if not metrics.finite and self._stop_nonfinite:
-            writer.wait()
-            # One of this very step may hold what the loss came from.
-            good = [saved for saved in committed_steps(writer.folder) if saved < step]
-            raise UserError(
-                f"step {step}: loss {metrics.loss} and gradient norm {metrics.gradient_norm} are "
-                f"not finite; the last checkpoint that finite steps went on from is "
-                f"{writer.folder / str(good[0]) if good else 'none'}; a lower "
-                f"Optimizer.learning_rate, or train.skip_nonfinite=True, may go on from there"
-            )
+            raise self._not_finite(step, metrics)
         self.saving |= bool(metrics.requests[0])
         self.stopping |= bool(metrics.requests[1])
         with alone() as leads:
@@ -101,6 +138,20 @@ class Watch:
                 self._losses.flush(end)
                 self._log.flush()
 
+    def log_held_out(self, step: int, scored: HeldOut, seconds: float) -> None:
+        """Takes a held-out loss; the seconds that it took are not those of the steps."""
+        self._last_time += seconds
+        figures, rows = scored.figures(self._dataset), self._dataset.count("held_out")
+        count, names = len(scored.row_ids), ("nats_per_token", "bits_per_byte")
+        part = f" (estimated from {count:,} of {rows:,} rows)" if count < rows else ""
+        with alone() as leads:
+            if leads:
+                self._log.log(step, **{f"held_out_{name}": figures[name] for name in names})
+                self._progress.say(
+                    f"step {step + 1}: held-out {figures['bits_per_byte']:.4f} bits per byte, "
+                    f"{figures['nats_per_token']:.4f} nats per token{part}"
+                )
+
     def _log_step(self, step: int, metrics: Metrics) -> None:
         now = time.monotonic()
         elapsed = now - self._last_time
@@ -110,28 +161,26 @@ class Watch:
             "learning_rate": float(metrics.learning_rate),
             "gradient_norm": float(metrics.gradient_norm),
             "tokens_per_second": round(speed, 1),
-            "data_wait_share": round(self.waited / elapsed, 4),
+            "data_wait_share": round(self._waited / elapsed, 4),
         }
         if peak := peak_flops():
             figures["mfu"] = round(speed * self._flops / peak, 4)
         if metrics.skipped:
             figures["skipped_steps"] = int(metrics.skipped)
         self._log.log(step, **figures)
-        self._last_step, self._last_time, self.waited = step + 1, now, 0.0
+        self._last_step, self._last_time, self._waited = step + 1, now, 0.0
 
-    def log_held_out(self, step: int, found: HeldOut, seconds: float) -> None:
-        """Takes a held-out loss; the seconds that it took are not those of the steps."""
-        self._last_time += seconds
-        figures, rows = found.figures(self._rows), self._rows.rows("held_out")
-        scored, names = len(found.row_ids), ("nats_per_token", "bits_per_byte")
-        part = f" (estimated from {scored:,} of {rows:,} rows)" if scored < rows else ""
-        with alone() as leads:
-            if leads:
-                self._log.log(step, **{f"held_out_{name}": figures[name] for name in names})
-                self._progress.say(
-                    f"step {step + 1}: held-out {figures['bits_per_byte']:.4f} bits per byte, "
-                    f"{figures['nats_per_token']:.4f} nats per token{part}"
-                )
+    def _not_finite(self, step: int, metrics: Metrics) -> UserError:
+        self._writer.wait()
+        folder = self._writer.folder
+        # One of this very step may hold what the loss came from.
+        good = [saved for saved in committed_steps(folder) if saved < step]
+        return UserError(
+            f"step {step}: loss {metrics.loss} and gradient norm {metrics.gradient_norm} are not "
+            f"finite; the last checkpoint that finite steps followed is "
+            f"{folder / str(good[0]) if good else 'none'}; a lower Optimizer.learning_rate, or "
+            f"Optimizer.skip_nonfinite=True, may get past it"
+        )
 
     def __enter__(self) -> "Watch":
         return self
@@ -149,7 +198,7 @@ class Signals:
         self.received = False
 
     def __enter__(self) -> "Signals":
-        self._before = {
+        self._before: dict[int, Any] = {
             number: signal.signal(number, self._receive)
             for number in (signal.SIGTERM, signal.SIGINT)
         }
@@ -169,9 +218,7 @@ class Profile:
 
     def __init__(self, folder: epath.Path, steps: list[int] | None):
         self._folder = str(folder / "profile")
-        if steps is not None and (len(steps) != 2 or not 0 <= steps[0] <= steps[1]):
-            raise UserError(f"train.profile_steps is {steps}, expected [first, last], from 0")
-        self._first, self._last = steps or (math.inf, math.inf)
+        self._first, self._last = steps or (math.inf, math.inf)  # type: ignore[var-annotated]
         self._running = False
 
     def before(self, step: int, state: Any) -> None:

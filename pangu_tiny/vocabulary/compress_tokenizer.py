@@ -12,14 +12,14 @@ The folder that it writes holds
 """
 
 import json
-import os
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, check_number
 from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.page import Report
 from pangu_tiny.text.documents import held_out, read_documents, split_units
 from pangu_tiny.text.left_out import Skipped
 from pangu_tiny.text.sources import Text, find_sources
@@ -67,19 +67,12 @@ def compress_tokenizer(
         measures; all of them where the counts do not know it. Without text it measures nothing.
       text_key: the JSON key, Parquet column or TFDS feature that holds the text.
       text_bytes: text measured of each source, at most.
-
-    Returns:
-      What report.json holds.
-
-    Raises:
-      UserError: of the arguments; nothing is written then.
     """
     big = Tokenizer.open(tokenizer)
     counted = read_counts(counts, big)
     vocabulary = Vocabulary.of(big)
     cut = Cut.plan(big, vocabulary, counted.times, method, keep or [])
-    if text_bytes < 1:
-        raise UserError(f"compress_tokenizer.text_bytes is {text_bytes}; expected at least 1")
+    check_number("compress_tokenizer.text_bytes", text_bytes, 1)
     size = _size(cut, model, vocab_size, coverage, embedding_share)
     texts = _held_out_texts(text, text_key, text_bytes, counted.held_out_fraction)
     identity = {
@@ -89,22 +82,24 @@ def compress_tokenizer(
         "method": method,
         "keep": sorted(keep or []),
         "model": model and {k: v for k, v in vars(model).items() if k != "vocab_size"},
-        "text": {name: report.digest(found) for name, found in texts.items()},
+        "text": {name: report.digest(documents) for name, documents in texts.items()},
     }
     folder = claim(workdir, "compress-tokenizer", identity)
     if not (folder / REPORT).exists():
         compact = cut.compact(size)
         table = id_map(cut, compact, size, method)
         paper = Cut.plan(big, vocabulary, counted.times, "paper", keep or [])
-        found = report.measure(cut, paper, compact, size, counted, texts, model)
-        found |= {"method": method, "size": size, **_export(folder, compact)}
+        figures = report.measure(cut, paper, compact, size, counted, texts, model)
+        figures |= {"method": method, "size": size, **_export(folder, compact)}
         write_atomically(folder / TOKENIZER, compact.model_bytes)
         write_atomically(folder / ID_MAP, json.dumps(table))
-        write_atomically(folder / "report.html", report.page_of(found, cut))
-        write_atomically(folder / REPORT, json.dumps(found, indent=1, ensure_ascii=False))
-    found = read_json(folder / REPORT)
-    print(report.summary(os.fspath(folder), found))
-    return found
+        report.report_of(figures, cut).write(folder)
+        write_atomically(folder / REPORT, json.dumps(figures, indent=1, ensure_ascii=False))
+    figures = read_json(folder / REPORT)
+    print(f"tokenizer {folder / TOKENIZER}: digest {figures['compact']['digest'][:12]}")
+    print(Report("", report.facts(figures), report.unknown(figures)).text())
+    print(f"  report       {folder / 'report.html'}")
+    return figures
 
 
 def _size(
@@ -122,20 +117,16 @@ def _size(
     given = [name for name, value in targets.items() if value is not None]
     if len(given) != 1:
         raise UserError(
-            f"compress_tokenizer has {' and '.join(given) or 'no target'}; expected exactly one of"
+            f"compress_tokenizer has {' and '.join(given) or 'no target'}, expected exactly one of"
             " vocab_size, coverage and embedding_share"
         )
     smallest, largest = cut.smallest, len(cut.vocabulary.pieces)
     if vocab_size is not None:
-        if not smallest <= vocab_size <= largest:
-            raise UserError(
-                f"compress_tokenizer.vocab_size is {vocab_size:,}; expected from {smallest:,},"
-                f" which must be kept, to {largest:,}, which the tokenizer has"
-            )
+        # What must be kept, and what the tokenizer has.
+        check_number("compress_tokenizer.vocab_size", vocab_size, smallest, largest)
         return vocab_size
     value = targets[given[0]]
-    if not 0 < value < 1:
-        raise UserError(f"compress_tokenizer.{given[0]} is {value}; expected between 0 and 1")
+    check_number(f"compress_tokenizer.{given[0]}", value, above=0, below=1)
     if coverage is not None:
         return smallest + int(np.argmax(cut.coverage() >= coverage))
     if model is None:
@@ -161,7 +152,7 @@ def _held_out_texts(
     text: Text | None, text_key: str, text_bytes: int, fraction: float | None
 ) -> dict[str, list[str]]:
     """The documents to measure on, by source."""
-    found: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     for source in find_sources(text) if text is not None else ():
         chosen, size = [], 0
         units = split_units([source])
@@ -171,13 +162,13 @@ def _held_out_texts(
                 chosen.append(document)
                 size += len(document.encode())
         if chosen:
-            found[source.name] = chosen
-    if text is not None and not found:
+            texts[source.name] = chosen
+    if text is not None and not texts:
         raise UserError(
-            f"text {text} has no held-out document to measure on (the counts held out {fraction});"
+            f"text {text} has no held-out document to measure on (the counts held out {fraction}),"
             " expected some, or no text"
         )
-    return found
+    return texts
 
 
 def _export(folder: epath.Path, compact: Tokenizer) -> dict[str, Any]:

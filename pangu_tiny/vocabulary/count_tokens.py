@@ -11,7 +11,7 @@ from etils import epath
 
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import UserError
-from pangu_tiny.jobs import run_jobs
+from pangu_tiny.jobs import Job, Workers, remove_results, run_jobs
 from pangu_tiny.text.changes import Reader, Reading, TextRecord
 from pangu_tiny.text.documents import (
     Unit,
@@ -35,8 +35,6 @@ from pangu_tiny.vocabulary.counts import (
 )
 from pangu_tiny.workdir import claim, read_identity, read_json
 
-_UNITS = "units"
-
 
 def count_tokens(
     workdir: str,
@@ -54,7 +52,7 @@ def count_tokens(
     """Counts the ids that a tokenizer emits over text, or those of a token dataset.
 
     The result depends on neither the number of processes nor on interruptions: run again, the
-    stage goes on after the last unit of text that it finished. Text that has changed since it was
+    stage resumes after the last unit of text that it finished. Text that has changed since it was
     read is refused.
 
     Args:
@@ -73,21 +71,15 @@ def count_tokens(
         workers can reach them, with this package installed there. Equal counts; an interrupted
         pipeline starts over.
       runner_options: its flags, such as ['--project=P', '--region=R', '--temp_location=gs://…'].
-
-    Returns:
-      What counts.json holds.
-
-    Raises:
-      UserError: of the arguments, the text or the workdir, or there is nothing to count.
     """
-    check_reading("count_tokens", held_out_fraction, processes, bad_utf8, unit_bytes=unit_bytes)
-    if runner_options and runner is None:
-        raise UserError("count_tokens.runner_options are those of a runner; expected one too")
+    check_reading("count_tokens", held_out_fraction, bad_utf8, unit_bytes=unit_bytes)
+    workers = Workers.of("count_tokens", processes, runner, runner_options)
     if (text is None) == (dataset is None) or (text is None) != (tokenizer is None):
         raise UserError(
-            f"count_tokens has text = {text!r}, tokenizer = {tokenizer!r}, dataset = {dataset!r};"
+            f"count_tokens has text = {text!r}, tokenizer = {tokenizer!r}, dataset = {dataset!r},"
             " expected text and tokenizer, or a dataset alone"
         )
+    left_out: dict[str, Any] = {}
     if dataset is not None:
         rows = TokenDataset.open(dataset)
         model = Tokenizer(rows.tokenizer_bytes())
@@ -97,76 +89,59 @@ def count_tokens(
             for index, shard in enumerate(rows.description["splits"]["train"]["shards"])
         ]
         held_out_fraction = (read_identity(dataset) or {}).get("held_out_fraction")
-        left_out: dict[str, Any] = {}
     else:
         model = Tokenizer.open(tokenizer)
         sources = find_sources(text)
+        left_out = left_out_files(sources)
         identity = {
             "sources": [source.identity() for source in sources],
             "text_key": text_key,
             "held_out_fraction": held_out_fraction,
             "unit_bytes": unit_bytes,
         }
-        left_out = left_out_files(sources)
         reading = Reading(text_key, bad_utf8)
         jobs = [
             TextJob(index, workdir, unit, reading, held_out_fraction)
             for index, unit in enumerate(split_units(sources, unit_bytes))
         ]
     folder = claim(workdir, "count-tokens", identity | {"tokenizer_digest": model.digest})
-    record = TextRecord(folder, reading, model, processes) if text is not None else None
-    finished = (folder / DESCRIPTION).exists()
+    record = None if text is None else TextRecord(folder, reading, processes)
+    done = (folder / DESCRIPTION).exists()
     if record:
-        record.check(jobs, finished)
-    if not finished:
-        (folder / _UNITS).mkdir(exist_ok=True)
-        if runner is None:
-            run_jobs(jobs, model, processes, "counting")
-            parts = [(job.source, job.result) for job in jobs]
-        else:
-            parts = _count_with_beam(jobs, model, folder, runner, runner_options or [])
+        record.check(jobs, done)
+    if not done:
+        run_jobs(jobs, model, workers, "counting")
         if record:
             record.keep(jobs)
-        by_source: dict[str, SourceCounts] = {}
-        for source, file in parts:
-            part = load(file)
-            by_source[source] = by_source[source] + part if source in by_source else part
-        write_counts(folder, by_source, left_out, model, held_out_fraction)
-    if (folder / _UNITS).exists():
-        (folder / _UNITS).rmtree()
+        write_counts(folder, _add_up(jobs), left_out, model, held_out_fraction)
+    remove_results(folder)
     print(_report(folder, model))
     return read_json(folder / DESCRIPTION)
 
 
-def _count_with_beam(
-    jobs: list[Any], tokenizer: Tokenizer, folder: epath.Path, runner: str, options: list[str]
-) -> list[tuple[str, epath.Path]]:
-    from pangu_tiny.vocabulary.beam import count_by_source  # Beam is large, and optional
-
-    names = list(dict.fromkeys(job.source for job in jobs))
-    files = {name: folder / _UNITS / f"source-{i}.npz" for i, name in enumerate(names)}
-    if not all(file.exists() for file in files.values()):
-        count_by_source(jobs, files, tokenizer, runner, options)
-    return list(files.items())
+def _add_up(jobs: list[Any]) -> dict[str, SourceCounts]:
+    """The counts of all jobs, by source."""
+    total: dict[str, SourceCounts] = {}
+    for job in jobs:
+        part = load(job.result)
+        total[job.source] = total[job.source] + part if job.source in total else part
+    return total
 
 
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """What is counted at a time, and where its counts go; the kinds of it have `count`."""
+class _CountJob(Job):
+    """What is counted at a time; the kinds of it have `source` and `count`."""
 
-    index: int
-    workdir: str
-
-    @property
-    def result(self) -> epath.Path:
-        return epath.Path(self.workdir) / _UNITS / f"{self.index:05d}.npz"
+    SUFFIX = ".npz"
 
     def run(self, tokenizer: Tokenizer) -> None:
         save(self.result, self.count(tokenizer))
 
+    def count(self, tokenizer: Tokenizer) -> SourceCounts:
+        raise NotImplementedError
+
 
 @dataclasses.dataclass(frozen=True)
-class TextJob(_Job):
+class TextJob(_CountJob):
     """A unit of text to count."""
 
     unit: Unit
@@ -202,12 +177,12 @@ class TextJob(_Job):
             counted.times += np.bincount(np.concatenate(ids), minlength=tokenizer.pieces)
         reader.write(self.result)
         counted.digest %= 2**256
-        sizes = text_bytes(tokenizer, counted.times, unknown)
+        sizes: dict[str, Any] = text_bytes(tokenizer, counted.times, unknown)
         return dataclasses.replace(counted, skipped=reader.skipped, **sizes)
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetJob(_Job):
+class DatasetJob(_CountJob):
     """A shard of a token dataset's training split to count; `shard` is its entry there."""
 
     dataset: str

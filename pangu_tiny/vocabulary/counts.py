@@ -12,18 +12,17 @@ the digests of its shards instead.
 """
 
 import dataclasses
-import io
 import json
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from pangu_tiny.arrays import read_array, read_described, write_arrays
+from pangu_tiny.arrays import read_array, read_described, write_array, write_arrays
 from pangu_tiny.errors import UserError
 from pangu_tiny.text.left_out import Skipped, count_skipped
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.workdir import read_json, write_atomically
+from pangu_tiny.workdir import finished, read_json, write_atomically
 
 DESCRIPTION = "counts.json"
 _COUNTS = "counts.npy"
@@ -82,40 +81,31 @@ class Counts(NamedTuple):
 
 
 def read_counts(folders: str | list[str], tokenizer: Tokenizer) -> Counts:
-    """Opens one folder of count-tokens, or adds several up.
-
-    Raises:
-      UserError: a folder holds no finished counts, they are of another tokenizer, or the same
-        text was counted twice.
-    """
+    """Opens one folder of count-tokens, or adds several up."""
     counts: Counts | None = None
     for path in [folders] if isinstance(folders, str) else folders:
-        file = epath.Path(path) / DESCRIPTION
-        if not file.exists():
+        file = finished("counts", path, "count-tokens", DESCRIPTION)
+        description = read_json(file, "tokenizer_digest", "held_out_fraction", "sources")
+        if description["tokenizer_digest"] != tokenizer.digest:
             raise UserError(
-                f"counts {path} has no {DESCRIPTION}; expected a folder that count-tokens finished"
-            )
-        found = read_json(file, "tokenizer_digest", "held_out_fraction", "sources")
-        if found["tokenizer_digest"] != tokenizer.digest:
-            raise UserError(
-                f"counts {path} are of the tokenizer {found['tokenizer_digest']};"
+                f"counts {path} are of the tokenizer {description['tokenizer_digest']};"
                 f" the one given is {tokenizer.digest}"
             )
-        times = read_array(epath.Path(path) / _COUNTS)
-        if times.shape != (len(found["sources"]), tokenizer.pieces):
+        times = read_array(file.parent / _COUNTS)
+        if times.shape != (len(description["sources"]), tokenizer.pieces):
             raise UserError(
-                f"{epath.Path(path) / _COUNTS} holds {list(times.shape)} counts, expected"
-                f" {[len(found['sources']), tokenizer.pieces]} by the {DESCRIPTION} beside it"
+                f"{file.parent / _COUNTS} holds {list(times.shape)} counts, expected"
+                f" {[len(description['sources']), tokenizer.pieces]} by the {DESCRIPTION} beside it"
             )
         fresh = Counts(
-            found["tokenizer_digest"],
-            found["held_out_fraction"],
-            found["sources"],
-            dict(zip(found["sources"], times, strict=True)),
+            description["tokenizer_digest"],
+            description["held_out_fraction"],
+            description["sources"],
+            dict(zip(description["sources"], times, strict=True)),
         )
         counts = fresh if counts is None else _merged(counts, fresh, path)
     if counts is None:
-        raise UserError("counts names no folder; expected one that count-tokens wrote")
+        raise UserError("counts names no folder, expected one that count-tokens wrote")
     return counts
 
 
@@ -157,9 +147,6 @@ def write_counts(
       by_source: what was counted.
       left_out: the files of every source that were not read.
       tokenizer, held_out_fraction: what it was counted with.
-
-    Raises:
-      UserError: there is no token.
     """
     times = np.stack([counted.times for counted in by_source.values()])
     if not times.sum():
@@ -168,9 +155,7 @@ def write_counts(
             f"text {', '.join(by_source)} has no document to count: {count_skipped(vars(skipped))},"
             " the others are held out"
         )
-    data = io.BytesIO()
-    np.save(data, times)
-    write_atomically(folder / _COUNTS, data.getvalue())
+    write_array(folder / _COUNTS, times)
     description = {
         "tokenizer_digest": tokenizer.digest,
         "held_out_fraction": held_out_fraction,
@@ -189,11 +174,7 @@ def save(file: epath.Path, counted: SourceCounts) -> None:
 
 
 def load(file: epath.Path) -> SourceCounts:
-    """Reads what `save` wrote.
-
-    Raises:
-      UserError: it is something else.
-    """
+    """Reads what `save` wrote."""
     rest, arrays = read_described(file)
     try:
         return SourceCounts(**rest | arrays | {"skipped": Skipped.of(rest["skipped"])})

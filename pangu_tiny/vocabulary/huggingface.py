@@ -22,9 +22,6 @@ def export(tokenizer: Tokenizer) -> dict[str, str]:
     """The files of the same tokenizer in Hugging Face's format, by name.
 
     A text is given its begin mark, as in training, unless `add_special_tokens=False` is asked.
-
-    Raises:
-      UserError: the model does something that the format cannot express exactly.
     """
     vocabulary = Vocabulary.of(tokenizer)
     _check(tokenizer, vocabulary)
@@ -101,7 +98,7 @@ def _check(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     model = tokenizer.proto
     rules = model.normalizer_spec
     defined = [vocabulary.pieces[i] for i in np.flatnonzero(vocabulary.kinds == proto.USER_DEFINED)]
-    pairless = vocabulary.merging & ~vocabulary.dead & ~vocabulary.single
+    pairless = vocabulary.merging & ~vocabulary.unreachable & ~vocabulary.single
     reasons = {
         "it has unused pieces, which the format does not know": (
             vocabulary.kinds == proto.UNUSED
@@ -130,8 +127,8 @@ def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """
     parts = vocabulary.parts
     by_score: dict[float, list[int]] = {}
-    for i in np.flatnonzero((parts >= 0).all(axis=1)):
-        by_score.setdefault(float(vocabulary.scores[i]), []).append(int(i))
+    for i in np.flatnonzero((parts >= 0).all(axis=1)).tolist():
+        by_score.setdefault(float(vocabulary.scores[i]), []).append(i)
     ordered: list[int] = []
     for _, equals in sorted(by_score.items(), reverse=True):
         endings: dict[int, set[int]] = {}

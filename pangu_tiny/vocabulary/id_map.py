@@ -11,9 +11,10 @@ from etils import epath
 from pangu_tiny.errors import UserError
 from pangu_tiny.tokenizer import proto
 from pangu_tiny.tokenizer.model import Tokenizer
+from pangu_tiny.typed import NO, convert
 from pangu_tiny.vocabulary import prune
 from pangu_tiny.vocabulary.pieces import Vocabulary
-from pangu_tiny.workdir import read_json
+from pangu_tiny.workdir import finished, read_json
 
 TOKENIZER, ID_MAP = "tokenizer.model", "id_map.json"
 
@@ -50,9 +51,6 @@ class Cut(NamedTuple):
           times: int [n], how often each id was counted.
           method: one of `prune.METHODS`.
           keep: pieces that must stay, by name.
-
-        Raises:
-          UserError: the tokenizer cannot be cut, or a name is no piece of it.
         """
         if unused := int((vocabulary.kinds == proto.UNUSED).sum()):
             raise UserError(
@@ -78,14 +76,14 @@ class Cut(NamedTuple):
         return 1 - np.append(lost, 0) / self.times.sum()
 
     def compact(self, size: int) -> Tokenizer:
-        """The tokenizer of that size. Pieces that can be reached by nobody go for good, and so do
+        """The tokenizer of that size. Unreachable pieces are removed, and so are
         single characters, which would be emitted though they are unused."""
         kept = self.kept(size)
         if not self.merged_through:
             return self.tokenizer.select(kept)
         lost = np.ones(len(self.vocabulary.pieces), bool)
         lost[kept] = False
-        lost &= ~self.vocabulary.dead & ~self.vocabulary.single
+        lost &= ~self.vocabulary.unreachable & ~self.vocabulary.single
         return self.tokenizer.select(kept, np.flatnonzero(lost))
 
 
@@ -115,7 +113,7 @@ class IdMap:
     Attributes:
       folder, method, exact, old_digest, new_digest: as there.
       old_to_new: for every old id its new ones.
-      new_to_old: for every new id the old one (in a map made by hand, it may be a list of several).
+      new_to_old: for every new id the old one.
     """
 
     folder: str
@@ -128,37 +126,25 @@ class IdMap:
 
     @classmethod
     def open(cls, folder: str) -> "IdMap":
-        """Reads the map.
-
-        Raises:
-          UserError: there is none.
-        """
-        file = epath.Path(folder) / ID_MAP
-        if not file.exists():
-            raise UserError(
-                f"tokenizer {folder} has no {ID_MAP}; expected a folder of compress-tokenizer"
-            )
+        """Reads the map."""
+        file = finished("tokenizer", folder, "compress-tokenizer", ID_MAP)
         try:
-            found = cls(folder, **read_json(file))
-            if not isinstance(found.new_to_old, list):
-                raise TypeError("new_to_old is no list")
-            return found
+            id_map = cls(folder, **read_json(file))
+            if convert(id_map.new_to_old, list[int]) is NO:
+                raise TypeError("new_to_old is not a list of ids")
+            return id_map
         except TypeError as error:
             raise UserError(f"{file} is not what compress-tokenizer writes: {error}") from error
 
     def tokenizer(self) -> Tokenizer:
-        """The compact tokenizer beside the map.
-
-        Raises:
-          UserError: it is another one.
-        """
-        found = Tokenizer.open(epath.Path(self.folder) / TOKENIZER)
-        if found.digest != self.new_digest:
+        """The compact tokenizer beside the map."""
+        compact = Tokenizer.open(epath.Path(self.folder) / TOKENIZER)
+        if compact.digest != self.new_digest:
             raise UserError(
-                f"tokenizer {found.name} has digest {found.digest}; {ID_MAP} beside it is of"
+                f"tokenizer {compact.name} has digest {compact.digest}; {ID_MAP} beside it is of"
                 f" {self.new_digest}"
             )
-        return found
+        return compact
 
     def map(self, ids: np.ndarray) -> np.ndarray:
         """What a text's old ids become, int32."""

@@ -1,4 +1,4 @@
-"""The pieces of a BPE model, and how SentencePiece comes to each: which two parts it merges last.
+"""The pieces of a BPE model, and how SentencePiece makes each: which two parts it merges last.
 
 There is no list of merges. Any two neighbours whose concatenation is a piece may merge; the
 highest score goes first, ties go to the left. So a piece is reachable if merging its own characters
@@ -37,16 +37,12 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "Vocabulary":
-        """The pieces of a tokenizer.
-
-        Raises:
-          UserError: it is no BPE model.
-        """
+        """The pieces of a tokenizer."""
         model = tokenizer.proto
         if (kind := model.trainer_spec.model_type) != proto.BPE:
             found = _KINDS.get(kind, "strange")
             raise UserError(
-                f"tokenizer {tokenizer.name} is a {found} model; expected BPE, where a piece is"
+                f"tokenizer {tokenizer.name} is a {found} model, expected BPE, where a piece is"
                 " merged from others and can be taken apart again (the pieces of a Unigram model"
                 " stand alone, with probabilities that would have to be estimated anew)"
             )
@@ -56,7 +52,7 @@ class Vocabulary:
 
     @functools.cached_property
     def merging(self) -> np.ndarray:
-        """bool [n], the pieces that come about by merging, single characters included."""
+        """bool [n], the pieces that are made by merging, single characters included."""
         return np.isin(self.kinds, (proto.NORMAL, proto.UNUSED))
 
     @functools.cached_property
@@ -71,8 +67,8 @@ class Vocabulary:
         return self._derivations[0]
 
     @functools.cached_property
-    def dead(self) -> np.ndarray:
-        """bool [n], the merging pieces that no text comes to."""
+    def unreachable(self) -> np.ndarray:
+        """bool [n], the merging pieces that are unreachable: no text is encoded as them."""
         return self._derivations[1]
 
     @functools.cached_property
@@ -80,7 +76,7 @@ class Vocabulary:
         """int [n], how many tokens come of a piece that is taken apart once: its parts, a
         character that is no piece counted in bytes."""
         tokens = np.ones(len(self.pieces), int)
-        for i in np.flatnonzero(self.merging & ~self.dead):
+        for i in np.flatnonzero(self.merging & ~self.unreachable):
             text = self.pieces[i]
             if len(text) == 1:
                 tokens[i] = len(text.encode())

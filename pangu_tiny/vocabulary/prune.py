@@ -1,7 +1,7 @@
-"""In which order the pieces of a vocabulary are given up.
+"""In which order the pieces of a vocabulary are dropped.
 
 Every method puts all pieces that may go in one order, so that a smaller vocabulary is always a
-part of a larger one, and any size is a matter of how far one goes.
+part of a larger one, and the size is how far one goes along it.
 
 Why `flow` may simply drop the cheapest leaf: if a piece may only go after all that are merged from
 it, then what it costs to lose it is fixed: its flow, that is how often the corpus merges it, as a
@@ -18,23 +18,19 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, check_one_of
 from pangu_tiny.tokenizer import proto
 from pangu_tiny.vocabulary.pieces import Vocabulary
 
 
 def required(vocabulary: Vocabulary, names: list[str]) -> np.ndarray:
     """bool [n], the pieces that no method gives up: marks, bytes and user-defined ones by their
-    type, the space, single characters where no bytes stand in for them, and those named.
-
-    Raises:
-      UserError: a name is no piece, or one that no text comes to.
-    """
+    type, the space, single characters where no bytes stand in for them, and those named."""
     keep = ~vocabulary.merging
     if not vocabulary.byte_fallback:
         keep |= vocabulary.single
     for name in {proto.SPACE, *names} & vocabulary.ids.keys():
-        if vocabulary.dead[vocabulary.ids[name]]:
+        if vocabulary.unreachable[vocabulary.ids[name]]:
             raise UserError(f"keep names {name!r}, which the tokenizer has but never emits")
         keep[vocabulary.ids[name]] = True
     if missing := sorted(set(names) - set(vocabulary.pieces)):
@@ -49,20 +45,16 @@ def order(method: str, vocabulary: Vocabulary, times: np.ndarray, keep: np.ndarr
       method: one of `METHODS`.
       times: int [n], how often each id was emitted.
       keep: bool [n], what `required` says.
-
-    Raises:
-      UserError: no such method.
     """
-    if method not in METHODS:
-        raise UserError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
+    check_one_of("compress_tokenizer.method", method, METHODS)
     return np.array(METHODS[method](vocabulary, times, keep), int)
 
 
 def _flow(vocabulary: Vocabulary, times: np.ndarray, keep: np.ndarray) -> list[int]:
-    """Again and again the leaf that costs least, where a leaf is a piece that no other is merged
-    from any more. It leaves its times to its parts.
+    """Repeatedly drops the cheapest leaf (a piece that no kept piece is merged from); its count
+    moves to its two parts.
 
-    Of equals the one of highest priority goes: a piece that was frequent where the tokenizer was
+    Ties go to the piece of highest priority: a piece that was frequent where the tokenizer was
     trained, and is rare here, belongs to text of another kind. (Of pieces seen once in 29 MB, the
     sixth with the highest priority was seen 0.13 times in 3 MB held out, the sixth with the lowest
     0.18 times.)
@@ -73,9 +65,9 @@ def _flow(vocabulary: Vocabulary, times: np.ndarray, keep: np.ndarray) -> list[i
     extra = np.maximum(1, vocabulary.split_tokens - 1)
 
     def entry(i: int) -> tuple[bool, int, float, int]:
-        return not vocabulary.dead[i], int(flow[i] * extra[i]), -vocabulary.scores[i], i
+        return not vocabulary.unreachable[i], int(flow[i] * extra[i]), -vocabulary.scores[i], i
 
-    leaves = [entry(i) for i in np.flatnonzero((made_of_it == 0) & ~keep)]
+    leaves = [entry(int(i)) for i in np.flatnonzero((made_of_it == 0) & ~keep)]
     heapq.heapify(leaves)
     gone = []
     while leaves:
@@ -90,8 +82,8 @@ def _flow(vocabulary: Vocabulary, times: np.ndarray, keep: np.ndarray) -> list[i
 
 
 def _unused(vocabulary: Vocabulary, times: np.ndarray, keep: np.ndarray) -> list[int]:
-    """Again and again the piece that costs least, whatever is merged from it: where pieces that
-    went are still merged through, a rarely emitted part can go before the whole.
+    """Repeatedly drops the cheapest piece, whatever is merged from it: where dropped pieces are
+    still merged through, a rarely emitted part can go before the whole.
 
     It costs its times × (the kept pieces that it comes to − 1), and leaves its times to those.
     A cost grows when more goes, and never falls, so that one is looked at again only when its turn
@@ -119,7 +111,7 @@ def _unused(vocabulary: Vocabulary, times: np.ndarray, keep: np.ndarray) -> list
         return pieces, lone
 
     def entry(i: int) -> tuple[bool, int, float, int]:
-        if vocabulary.dead[i]:
+        if vocabulary.unreachable[i]:
             return False, 0, -vocabulary.scores[i], i
         pieces, lone = comes_to(i)
         return True, int(flow[i] * max(1, len(pieces) + lone - 1)), -vocabulary.scores[i], i
@@ -133,7 +125,7 @@ def _unused(vocabulary: Vocabulary, times: np.ndarray, keep: np.ndarray) -> list
         if (now := entry(i)) > found:
             heapq.heappush(candidates, now)
             continue
-        if not vocabulary.dead[i]:
+        if not vocabulary.unreachable[i]:
             np.add.at(flow, comes_to(i)[0], flow[i])
         kept[i] = False
         gone.append(i)
@@ -141,10 +133,10 @@ def _unused(vocabulary: Vocabulary, times: np.ndarray, keep: np.ndarray) -> list
 
 
 def _paper(vocabulary: Vocabulary, times: np.ndarray, keep: np.ndarray) -> list[int]:
-    """The rule of the paper's script: the least emitted first, of equals the highest id; what looks
+    """The rule of the paper's script: the least emitted first, ties to the highest id; what looks
     like a special piece, more than two characters in <> or [], stays.
 
-    It has no thought for how a piece comes about, so that frequent pieces are lost with rare ones.
+    It ignores how a piece is made, so that frequent pieces are lost with rare ones.
     """
     looks_special = np.array(
         [len(piece) > 2 and piece[0] + piece[-1] in ("<>", "[]") for piece in vocabulary.pieces]

@@ -11,13 +11,11 @@ import json
 import re
 from typing import Any
 
-from etils import epath
-
 from pangu_tiny.data.dataset import DESCRIPTION, TOKENIZER, TokenDataset
 from pangu_tiny.data.describe import report, write_description
-from pangu_tiny.data.shards import SPLITS, UNITS, ShardWriter, shard_name
+from pangu_tiny.data.shards import SPLITS, ShardWriter, shard_name
 from pangu_tiny.errors import UserError
-from pangu_tiny.jobs import run_jobs
+from pangu_tiny.jobs import Job, Workers, remove_results, run_jobs
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.vocabulary.id_map import IdMap
 from pangu_tiny.workdir import claim, read_identity, read_json, write_atomically
@@ -37,19 +35,12 @@ def remap_dataset(
     Args:
       dataset: a folder that prepare-data wrote with the big tokenizer.
       tokenizer: a folder that compress-tokenizer wrote.
-      workdir: the folder to write, local or gs://. An interrupted run goes on in it.
+      workdir: the folder to write, local or gs://. An interrupted run resumes in it.
       approximate: takes a tokenizer by "flow" or "paper" too, which writes some text otherwise:
         its model then trains on ids that its tokenizer would not give.
       processes: worker processes; all cores by default.
-
-    Returns:
-      The new dataset's description, as dataset.json holds it.
-
-    Raises:
-      UserError: dataset and tokenizer do not belong together, or the map is not exact.
     """
-    if processes is not None and processes < 1:
-        raise UserError(f"remap_dataset.processes is {processes}; expected at least 1")
+    workers = Workers.of("remap_dataset", processes)
     old = TokenDataset.open(dataset)
     id_map = IdMap.open(tokenizer)
     if old.tokenizer_digest != id_map.old_digest:
@@ -76,30 +67,28 @@ def remap_dataset(
     if not (folder / DESCRIPTION).exists():
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
-        (folder / UNITS).mkdir(exist_ok=True)
         if not (folder / TOKENIZER).exists():
             write_atomically(folder / TOKENIZER, compact.model_bytes)
         jobs = _jobs(old, id_map, workdir)
-        run_jobs(jobs, compact, processes, "mapping")
+        run_jobs(jobs, compact, workers, "mapping")
         results = [read_json(job.result) for job in jobs]
-        left_out = {
+        left_out: dict[str, Any] = {
             name: old.description[name]
             for name in ("skipped", "left_out")
             if name in old.description
         }
         write_description(folder, old.sources, results, left_out, compact, old.sequence_length)
-    if (folder / UNITS).exists():
-        (folder / UNITS).rmtree()
+    remove_results(folder)
     new = TokenDataset.described(workdir)
     print(report(new))
     return new.description
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """What one unit of text became: at most one shard of each split, by its number there."""
+class UnitJob(Job):
+    """What one unit of text, of `count`, became: at most one shard of each split, by its number
+    there."""
 
-    index: int
     count: int
     source: str
     shards: dict[str, int]
@@ -108,11 +97,6 @@ class Job:
     dataset_digest: str
     tokenizer: str
     tokenizer_digest: str
-    workdir: str
-
-    @property
-    def result(self) -> epath.Path:
-        return epath.Path(self.workdir) / UNITS / f"{self.index:05d}.json"
 
     def run(self, tokenizer: Tokenizer) -> None:
         """Writes the new shards and the result."""
@@ -159,7 +143,7 @@ def _sizes(dataset: TokenDataset, split: str) -> list[str]:
     return [name for name in dataset.description["splits"][split] if name.endswith("bytes")]
 
 
-def _jobs(dataset: TokenDataset, id_map: IdMap, workdir: str) -> list[Job]:
+def _jobs(dataset: TokenDataset, id_map: IdMap, workdir: str) -> list[UnitJob]:
     """One for every unit of text, those without a row too: TFDS counts them."""
     units: dict[int, tuple[str, dict[str, int]]] = {}
     sizes: dict[int, int] = {}
@@ -169,11 +153,13 @@ def _jobs(dataset: TokenDataset, id_map: IdMap, workdir: str) -> list[Job]:
             index, count = map(int, re.search(r"-(\d+)-of-(\d+)$", shard["file"]).groups())
             units.setdefault(index, (shard["source"], {}))[1][split] = number
             sizes[index] = sizes.get(index, 0) + shard["size"]
-    nothing = (dataset.sources[0], {})
-    return [
-        Job(
-            index, count, *units.get(index, nothing), sizes.get(index, 0), dataset.path,
-            dataset.digest, id_map.folder, id_map.new_digest, workdir,
-        )
-        for index in range(count)
-    ]  # fmt: skip
+    jobs = []
+    for index in range(count):
+        source, shards = units.get(index, (dataset.sources[0], {}))
+        jobs.append(
+            UnitJob(
+                index, workdir, count, source, shards, sizes.get(index, 0), dataset.path,
+                dataset.digest, id_map.folder, id_map.new_digest,
+            )
+        )  # fmt: skip
+    return jobs

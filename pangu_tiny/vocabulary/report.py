@@ -1,4 +1,4 @@
-"""What a cut won and what it lost, measured, as JSON, as a page and as a few lines."""
+"""What a cut won and what it lost: measured, as JSON, and as a report."""
 
 import dataclasses
 import hashlib
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from pangu_tiny.model.shape import ModelShape
-from pangu_tiny.page import page, paragraph, picture, section, table
+from pangu_tiny.page import Report, paragraph, picture, section, table
 from pangu_tiny.progress import Progress
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.unknown import unknown_lines
@@ -30,10 +30,10 @@ def embedding_share(model: ModelShape, vocab_size: int) -> float:
 
 def digest(texts: list[str]) -> str:
     """sha256 of some documents in their order."""
-    found = hashlib.sha256()
+    figures = hashlib.sha256()
     for text in texts:
-        found.update(hashlib.sha256(text.encode()).digest())
-    return found.hexdigest()
+        figures.update(hashlib.sha256(text.encode()).digest())
+    return figures.hexdigest()
 
 
 def measure(
@@ -56,27 +56,33 @@ def measure(
       model: the shape that the tokenizer is for; without one, no figures of parameters.
     """
     big = cut.tokenizer
-    before = {name: _tokens(big, found) for name, found in texts.items()}
-    after = {name: _tokens(compact, found) for name, found in texts.items()}
+    before = {name: _tokens(big, documents) for name, documents in texts.items()}
+    after = {name: _tokens(compact, documents) for name, documents in texts.items()}
     sizes = sorted({n for n in (*_SIZES, size) if cut.smallest <= n <= big.vocab_size})
     trade_off = []
     with Progress("measuring", 2 * len(sizes), "tokenizer") as progress:
         for n in sizes:
-            row = {"size": n, "coverage": _coverage(cut, n)}
+            row: dict[str, Any] = {"size": n, "coverage": _coverage(cut, n)}
             row |= _at_equal_parameters(model, size, n) if model else {}
             for name, other in {"this": cut, "paper": paper}.items():
                 tokenizer = other.compact(n) if n >= other.smallest else None
                 row |= {
-                    f"{name}_dead": tokenizer and int(tokenizer.dead.sum()),
-                    f"{name}_tokens": sum(_tokens(tokenizer, found) for found in texts.values())
+                    f"{name}_dead": tokenizer and int(tokenizer.unreachable.sum()),
+                    f"{name}_tokens": sum(
+                        _tokens(tokenizer, documents) for documents in texts.values()
+                    )
                     if tokenizer and texts
                     else None,
                 }
                 progress.update()
             trade_off.append(row)
     return {
-        "tokenizer": {"digest": big.digest, "size": big.vocab_size, "dead": int(big.dead.sum())},
-        "compact": {"digest": compact.digest, "size": size, "dead": int(compact.dead.sum())},
+        "tokenizer": {
+            "digest": big.digest,
+            "size": big.vocab_size,
+            "dead": int(big.unreachable.sum()),
+        },
+        "compact": {"digest": compact.digest, "size": size, "dead": int(compact.unreachable.sum())},
         "counts": {
             "digest": counts.digest,
             "tokens": int(cut.times.sum()),
@@ -85,12 +91,12 @@ def measure(
         "coverage": _coverage(cut, size),
         "held_out": {
             name: {
-                "documents": len(found),
-                "bytes": _bytes(found),
+                "documents": len(documents),
+                "bytes": sum(len(text.encode()) for text in documents),
                 "tokens_before": before[name],
                 "tokens_after": after[name],
             }
-            for name, found in texts.items()
+            for name, documents in texts.items()
         },
         **({"parameters": _parameters(model, big.vocab_size, size)} if model else {}),
         "trade_off": trade_off,
@@ -98,89 +104,47 @@ def measure(
     }
 
 
-def summary(folder: str, found: dict[str, Any]) -> str:
-    """The report in a few lines."""
-    lines = [
-        f"tokenizer {folder}/tokenizer.model: {found['tokenizer']['size']:,} →"
-        f" {found['size']:,} pieces by {found['method']}, digest {found['compact']['digest'][:12]}",
-        f"  coverage     {found['coverage']:.2%} of {found['counts']['tokens']:,} counted tokens",
-        f"  dead pieces  {found['tokenizer']['dead']:,} → {found['compact']['dead']:,}",
-    ]
-    if of := found.get("parameters"):
-        lines.append(
-            f"  parameters   {of['before'] / 1e6:,.1f}M → {of['after'] / 1e6:,.1f}M,"
-            f" embedding and head {of['share_before']:.1%} → {of['share_after']:.1%}"
-        )
-    for name, entry in found["held_out"].items():
-        lines.append(
-            f"  {name:<12} {_per_token(entry, 'before')} → {_per_token(entry, 'after')} bytes a"
-            f" token held out, {_increase(entry):+.3%} tokens"
-        )
-    if not found["held_out"]:
-        lines.append("  not measured on text; compress_tokenizer.text gives some")
-    if found["huggingface"] is None:
-        lines.append(f"  no Hugging Face files: {found['huggingface_refused']}")
-    for name, source in found["counts"]["sources"].items():
-        lines += unknown_lines(name, source)
-    return "\n".join([*lines, f"  report       {folder}/report.html"])
-
-
-def page_of(found: dict[str, Any], cut: Cut) -> str:
-    """The report as one HTML page."""
-    parameters = found.get("parameters")
-    facts = {
-        "pieces": f"{found['tokenizer']['size']:,} → {found['size']:,}",
-        "method": found["method"],
-        "coverage": f"{found['coverage']:.3%} of {found['counts']['tokens']:,} counted tokens",
-        "dead pieces": f"{found['tokenizer']['dead']:,} → {found['compact']['dead']:,}",
+def facts(figures: dict[str, Any]) -> dict[str, str]:
+    """What was measured, in a few lines."""
+    parameters = figures.get("parameters")
+    lines = {
+        "pieces": f"{figures['tokenizer']['size']:,} → {figures['size']:,} by {figures['method']}",
+        "coverage": f"{figures['coverage']:.2%} of {figures['counts']['tokens']:,} counted tokens",
+        "unreachable": f"{figures['tokenizer']['dead']:,} → {figures['compact']['dead']:,} pieces",
     }
     if parameters:
-        facts |= {
-            "parameters": f"{parameters['before']:,} → {parameters['after']:,}",
-            "embedding and head": f"{parameters['share_before']:.2%} →"
-            f" {parameters['share_after']:.2%} of them",
-        }
-    sections = [table(facts.items())]
-    if found["held_out"]:
-        sections.append(
-            section(
-                "Held-out text",
-                table(
-                    (
-                        (
-                            name,
-                            f"{entry['bytes']:,}",
-                            _per_token(entry, "before"),
-                            _per_token(entry, "after"),
-                            f"{_increase(entry):+.3%}",
-                        )
-                        for name, entry in found["held_out"].items()
-                    ),
-                    ("source", "bytes", "bytes a token before", "after", "tokens"),
-                ),
-            )
+        lines["parameters"] = (
+            f"{parameters['before'] / 1e6:,.1f}M → {parameters['after'] / 1e6:,.1f}M, embedding and"
+            f" head {parameters['share_before']:.1%} → {parameters['share_after']:.1%}"
         )
-    sections += [
+    for name, entry in figures["held_out"].items():
+        before, after = (
+            f"{entry['bytes'] / entry[f'tokens_{when}']:.3f}" for when in ("before", "after")
+        )
+        increase = entry["tokens_after"] / entry["tokens_before"] - 1
+        lines[name] = f"{before} → {after} bytes a token held out, {increase:+.3%} tokens"
+    if not figures["held_out"]:
+        lines["held out"] = "not measured; compress_tokenizer.text gives text to measure on"
+    if figures["huggingface"] is None:
+        lines["Hugging Face"] = f"no files: {figures['huggingface_refused']}"
+    return lines
+
+
+def report_of(figures: dict[str, Any], cut: Cut) -> Report:
+    parameters = "parameters" in figures
+    explained = (
+        "What a vocabulary of each size costs in tokens (held out, against the whole tokenizer), by"
+        " this method and by deleting what is rare, as the paper does"
+        + ("; and how deep a model of the same width and size can be with it" if parameters else "")
+    )
+    sizes = ["depth", "embedding and head"] if parameters else []
+    head = ["pieces", "coverage", *sizes, "tokens", "unreachable", "paper: tokens", "unreachable"]
+    sections = [
         section(
             "Sizes",
-            paragraph(
-                "What a vocabulary of each size costs in tokens (held out, against the whole"
-                " tokenizer), by this method and by deleting what is rare, as the paper does"
-                + (
-                    "; and how deep a model of the same width and the same number of parameters"
-                    " can be with it."
-                    if parameters
-                    else "."
-                )
-            ),
-            table(
-                (_trade_off_line(row, found) for row in found["trade_off"]),
-                (
-                    "pieces", "coverage", *(["depth", "embedding and head"] if parameters else []),
-                    "tokens", "dead", "paper: tokens", "dead",
-                ),
-            ),
-            picture(_plot(found, cut), "coverage and tokens by size"),
+            paragraph(explained),
+            table((_trade_off_line(row, figures) for row in figures["trade_off"]), head),
+            picture(_plot(figures, cut), "coverage and tokens by size"),
         ),
         section(
             "What was lost",
@@ -188,23 +152,29 @@ def page_of(found: dict[str, Any], cut: Cut) -> str:
             table(
                 (
                     (entry["piece"], f"{entry['times']:,}", " ".join(entry["becomes"]))
-                    for entry in found["lost"]
+                    for entry in figures["lost"]
                 ),
                 ("piece", "times", "becomes"),
             ),
         ),
-    ]  # fmt: skip
-    return page("A compact tokenizer", *sections)
+    ]
+    return Report("A compact tokenizer", facts(figures), unknown(figures), sections)
 
 
-def _trade_off_line(row: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    before = sum(entry["tokens_before"] for entry in found["held_out"].values())
+def unknown(figures: dict[str, Any]) -> list[str]:
+    """What the tokenizer does not know of what was counted."""
+    sources = figures["counts"]["sources"].items()
+    return [line for name, source in sources for line in unknown_lines(name, source)]
+
+
+def _trade_off_line(row: dict[str, Any], figures: dict[str, Any]) -> list[str]:
+    before = sum(entry["tokens_before"] for entry in figures["held_out"].values())
 
     def increase(tokens: int | None) -> str:
         return f"{tokens / before - 1:+.3%}" if tokens else "–"
 
     cells = [f"{row['size']:,}", f"{row['coverage']:.2%}"]
-    if "parameters" in found:
+    if "parameters" in figures:
         cells += [f"{row['depth']}", f"{row['share']:.1%}"]
     for name in ("this", "paper"):
         dead = row[f"{name}_dead"]
@@ -212,22 +182,22 @@ def _trade_off_line(row: dict[str, Any], found: dict[str, Any]) -> list[str]:
     return cells
 
 
-def _plot(found: dict[str, Any], cut: Cut) -> Figure:
+def _plot(figures: dict[str, Any], cut: Cut) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     coverage, tokens = figure.subplots(1, 2)
     shares = cut.coverage()
     coverage.plot(np.arange(cut.smallest, cut.smallest + len(shares)), shares)
-    coverage.plot(found["size"], found["coverage"], "o")
+    coverage.plot(figures["size"], figures["coverage"], "o")
     coverage.annotate(
-        f"{found['size']:,}: {found['coverage']:.2%}",
-        (found["size"], found["coverage"]),
+        f"{figures['size']:,}: {figures['coverage']:.2%}",
+        (figures["size"], figures["coverage"]),
         textcoords="offset points",
         xytext=(8, -14),
     )
     coverage.set(title="coverage", xlabel="pieces", ylabel="of the counted tokens")
-    before = sum(entry["tokens_before"] for entry in found["held_out"].values())
-    for name, label in (("this", found["method"]), ("paper", "paper")):
-        rows = [row for row in found["trade_off"] if row[f"{name}_tokens"]]
+    before = sum(entry["tokens_before"] for entry in figures["held_out"].values())
+    for name, label in (("this", figures["method"]), ("paper", "paper")):
+        rows = [row for row in figures["trade_off"] if row[f"{name}_tokens"]]
         tokens.plot(
             [row["size"] for row in rows],
             [row[f"{name}_tokens"] / before - 1 for row in rows],
@@ -286,17 +256,10 @@ def _coverage(cut: Cut, size: int) -> float:
     return float(cut.times[cut.kept(size)].sum() / cut.times.sum())
 
 
+def _sizes(tokenizer: Tokenizer) -> dict[str, Any]:
+    dead = int(tokenizer.unreachable.sum())
+    return {"digest": tokenizer.digest, "size": tokenizer.vocab_size, "dead": dead}
+
+
 def _tokens(tokenizer: Tokenizer, texts: list[str]) -> int:
     return sum(map(len, tokenizer.encode_batch(texts)))
-
-
-def _bytes(texts: list[str]) -> int:
-    return sum(len(text.encode()) for text in texts)
-
-
-def _per_token(entry: dict[str, Any], when: str) -> str:
-    return f"{entry['bytes'] / entry[f'tokens_{when}']:.3f}"
-
-
-def _increase(entry: dict[str, Any]) -> float:
-    return entry["tokens_after"] / entry["tokens_before"] - 1

@@ -4,7 +4,7 @@ python tests/benchmarks/compact_tokenizer.py --data=FOLDER
 
 FOLDER holds `tokenizers/*.model` and `corpora/*.jsonl` (key `text`). Nine tenths of the documents
 are counted, a tenth is held out by the rule of all stages. For every cut it prints the increase in
-held-out tokens against the whole tokenizer, the dead pieces and the seconds that the cut takes on
+held-out tokens against the whole tokenizer, the unreachable pieces and the seconds that it takes on
 one core, and then checks on every held-out line, and on fuzzed ones, that decoding gives what the
 whole tokenizer gives, that Hugging Face gives the same ids (user-defined pieces and marks written
 as text put into the lines), and that mapping ids of an `unused` cut equals encoding again.
@@ -97,7 +97,7 @@ def check(cut: Cut, compact: Tokenizer, size: int, method: str, lines: list[str]
 def main(data: pathlib.Path) -> None:
     corpora = sorted(map(str, (data / "corpora").glob("*.jsonl")))
     documents, lines = held_out_lines(corpora)
-    print("| tokenizer | pieces | method | more held-out tokens | dead pieces | seconds |")
+    print("| tokenizer | pieces | method | more held-out tokens | unreachable pieces | seconds |")
     print("|---|---|---|---|---|---|")
     notes = []
     for file in sorted((data / "tokenizers").glob("*.model")):
@@ -118,11 +118,11 @@ def main(data: pathlib.Path) -> None:
                 cut = Cut.plan(whole, Vocabulary.of(whole), times, method)
                 compact = cut.compact(size)
                 seconds = time.process_time() - start
-                dead = compact.dead.sum()
+                unreachable = compact.unreachable.sum()
                 after = sum(map(len, compact.encode_batch(documents)))
                 print(
                     f"| {file.stem} | {whole.vocab_size:,} → {size:,} | {method} |"
-                    f" {after / before - 1:+.3%} | {dead:,} | {seconds:.1f} |"
+                    f" {after / before - 1:+.3%} | {unreachable:,} | {seconds:.1f} |"
                 )
                 notes.append(
                     f"{file.stem} {size} {method}: {check(cut, compact, size, method, lines)}"

@@ -7,13 +7,12 @@ import statistics
 import time
 
 import jax
-import jax.numpy as jnp
 
-from pangu_tiny.model.decoder import Decoder
+from pangu_tiny.data.rows import Marks
 from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.program.build import build, build_training
 from pangu_tiny.program.optimizer import Optimizer
-from pangu_tiny.program.step import Batch, Objective, TrainState, init_params, train_step
-from pangu_tiny.topology.mesh import make_mesh
+from pangu_tiny.topology.hardware import Hardware
 
 ROWS, LENGTH, REPEATS = 4, 128, 5
 
@@ -30,28 +29,12 @@ def compile_seconds(depth: int, remat: str) -> float:
         shortcut_ratio=32,
     )
     jax.clear_caches()
-    decoder = Decoder(shape, jnp.bfloat16, remat=remat)
-    optimizer = Optimizer()
-    schedule = optimizer.schedule(100, ROWS * LENGTH)
-    transformation = optimizer.transformation(schedule)
-    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-    count = jax.ShapeDtypeStruct((), jnp.int32)
-
-    def create():
-        params = init_params(shape, "constant", jax.random.key(0))
-        return params, transformation.init(params)
-
-    state = TrainState(*jax.eval_shape(create), count, count)
-    batch = Batch(
-        jax.ShapeDtypeStruct((1, ROWS, LENGTH + 1), jnp.int32),
-        jax.ShapeDtypeStruct((1, ROWS), jnp.int32),
-        jax.ShapeDtypeStruct((1, 2), bool),
-    )
-    with jax.set_mesh(mesh):
-        objective = Objective(decoder, 1, 2, loss_chunk=256)
-        step = train_step(objective, transformation, schedule, mesh)
+    hardware = Hardware(remat=remat, per_device_batch=ROWS, loss_chunk=256)
+    program = build(shape, hardware, Marks(1, 2), "bfloat16", devices=jax.devices()[:1])
+    training = build_training(program, Optimizer(), 100, ROWS, LENGTH)
+    with jax.set_mesh(program.mesh):
         began = time.monotonic()
-        step.lower(state, batch).compile()
+        training.step.lower(training.state, training.layout.abstract(LENGTH)).compile()
         return time.monotonic() - began
 
 

@@ -36,10 +36,7 @@ def make(folder: pathlib.Path) -> None:
     from pangu_tiny.model.shape import ModelShape
     from pangu_tiny.tokenizer.model import train_tokenizer
 
-    def bound(model: ModelShape) -> None: ...
-
-    config.read([bound], ["models/pangu_pi_7b.gin"], [])
-    shape = config.arguments(bound)[0]["model"]
+    shape = config.build(ModelShape, "models/pangu_pi_7b.gin")
     shapes = parameter_shapes(shape)
     random = np.random.default_rng(0)
     noise = random.standard_normal(2**24, np.float32).astype(ml_dtypes.bfloat16)

@@ -35,11 +35,9 @@ def run(options: argparse.Namespace, method: str, seed: int) -> dict[str, float]
     from pangu_tiny.topology.hardware import Hardware
     from pangu_tiny.training.metrics import read_metrics
     from pangu_tiny.training.train import train
+    from pangu_tiny.training.watch import Watching
 
-    def bound(hardware: Hardware) -> None: ...
-
-    config.read([bound], ["hardware/cpu.gin"], [])
-    hardware = config.arguments(bound)[0]["hardware"]
+    hardware = config.build(Hardware, "hardware/cpu.gin")
     folder = pathlib.Path(options.workdir) / f"{method}-{seed}"
     teacher = open_checkpoint(options.teacher).shape
     model = dataclasses.replace(
@@ -98,7 +96,7 @@ def run(options: argparse.Namespace, method: str, seed: int) -> dict[str, float]
         dtype="float32",
         seed=seed,
         evaluate_every=max(1, options.steps // 3),
-        tensorboard=False,
+        watching=Watching(tensorboard=False),
     )
     for line in read_metrics(str(folder / "model")):
         if "held_out_bits_per_byte" in line:

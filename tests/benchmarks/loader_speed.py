@@ -16,6 +16,7 @@ import numpy as np
 
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import batches
+from pangu_tiny.data.order import Order
 from pangu_tiny.data.prepare_data import prepare_data
 
 
@@ -38,8 +39,8 @@ def main() -> None:
 
 
 def measure(dataset: TokenDataset, batch: int, repeats: int) -> None:
-    steps = max(1, dataset.rows("train") // batch)
-    iterator = batches(dataset, "train", batch, seed=0)
+    steps = max(1, dataset.count("train") // batch)
+    iterator = batches(dataset, "train", batch, Order(0))
     next(iterator)
     rates = []
     for _ in range(repeats):

@@ -77,10 +77,7 @@ class Experiment:
         from pangu_tiny.program.optimizer import Optimizer
         from pangu_tiny.topology.hardware import Hardware
 
-        def bound(hardware: Hardware) -> None: ...
-
-        config.read([bound], ["hardware/cpu.gin"], [])
-        self._hardware = config.arguments(bound)[0]["hardware"]
+        self._hardware = config.build(Hardware, "hardware/cpu.gin")
         self._options, self._seed = options, seed
         self._rows = TokenDataset.open(options.data)
         self._model = ModelShape(
@@ -99,6 +96,7 @@ class Experiment:
 
     def run(self, protocol: str, row: Row) -> dict[str, Any]:
         """One row: bits per byte held out, the first round's losses at the end, by part, steps."""
+        from pangu_tiny.program.optimizer import SharedSchedule
         from pangu_tiny.rounds.select_batches import select_batches
         from pangu_tiny.training.metrics import read_metrics
 
@@ -111,7 +109,7 @@ class Experiment:
         shuffle = protocol != "in_turn"
         stored = "" if shuffle else "-stored"
         first = self._train(f"round_1-{steps}-{total if shared else steps}{stored}", steps, {
-            "schedule_steps": total if shared else None,
+            "shared_schedule": SharedSchedule(0, total) if shared else None,
             "shuffle": shuffle,
         })  # fmt: skip
         last, done = first, steps
@@ -129,8 +127,7 @@ class Experiment:
                 f"{pathlib.Path(index).name}-{row.restart}",
                 count,
                 {
-                    "schedule_start": done if shared else 0,
-                    "schedule_steps": total if shared else None,
+                    "shared_schedule": SharedSchedule(done, total) if shared else None,
                     "optimizer": optimizer,
                     "checkpoint": last,
                     "round_index": f"{index}-index",
@@ -157,6 +154,7 @@ class Experiment:
 
     def _train(self, name: str, steps: int, changes: dict[str, Any]) -> str:
         from pangu_tiny.training.train import train
+        from pangu_tiny.training.watch import Watching
 
         folder = pathlib.Path(self._options.workdir) / f"seed_{self._seed}" / name
         settings = {"optimizer": self._optimizer, **changes}
@@ -171,11 +169,11 @@ class Experiment:
             seed=self._seed,
             evaluate_every=10**9,
             save_every=10**9,
-            tensorboard=False,
+            watching=Watching(tensorboard=False),
             **settings,
         )
         if trained.step < steps:
-            sys.exit(f"stopped in {folder}; run again to go on")
+            sys.exit(f"stopped in {folder}; run again to resume")
         return str(folder)
 
     def _score(self, model: str, first: str, unit: str) -> pathlib.Path:

@@ -17,53 +17,40 @@ import numpy as np
 from train_speed import BATCH, SEQUENCE, SHAPE
 
 from pangu_tiny import config
-from pangu_tiny.model.decoder import Decoder
+from pangu_tiny.data.rows import Marks
 from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.program.batch import Batch, BatchLayout, most_scored_at_once
+from pangu_tiny.program.build import build, build_training
 from pangu_tiny.program.feed import Feed
 from pangu_tiny.program.optimizer import Optimizer
-from pangu_tiny.program.step import Objective, init_state, score_step, train_step
+from pangu_tiny.program.step import init_state
 from pangu_tiny.topology.hardware import Hardware
-from pangu_tiny.topology.mesh import batch_shards, make_mesh
 
 
 def main(options: argparse.Namespace) -> None:
-    def bound(hardware: Hardware) -> None: ...
-
-    config.read([bound], [options.gin_file], [])
-    hardware = config.arguments(bound)[0]["hardware"]
-    mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
-    decoder = Decoder(
-        ModelShape(**SHAPE),
-        attention=hardware.attention,
-        remat=hardware.remat,
-        unroll=hardware.unroll,
-    )
-    objective = Objective(decoder, 1, 2, hardware.loss_chunk)
-    optimizer = Optimizer(learning_rate=3e-4)
-    schedule = optimizer.schedule(1000, BATCH * SEQUENCE)
-    transformation = optimizer.transformation(schedule)
+    hardware = config.build(Hardware, options.gin_file)
+    program = build(ModelShape(**SHAPE), hardware, Marks(1, 2), "float32")
+    training = build_training(program, Optimizer(learning_rate=3e-4), 1000, BATCH, SEQUENCE)
     random = np.random.default_rng(0)
 
-    def rows(feed: Feed, count: int) -> jax.Array:
-        ids = random.integers(3, SHAPE["vocab_size"], (count, SEQUENCE + 1))
-        return feed.place(
-            {"rows": ids.astype(np.int32), "row_ids": np.arange(count)}, np.zeros(2, bool)
-        )
+    def rows(layout: BatchLayout) -> Batch:
+        ids = random.integers(3, SHAPE["vocab_size"], (layout.rows, SEQUENCE + 1))
+        local = {"rows": ids.astype(np.int32), "row_ids": np.arange(layout.rows)}
+        return Feed(layout).place(local)
 
-    at_once = 4 * hardware.per_device_batch * batch_shards(mesh)
-    trained = rows(Feed(mesh, BATCH, hardware.per_device_batch), BATCH)
-    scored = rows(Feed(mesh, at_once, at_once), at_once).rows_abt[0]
-    with jax.set_mesh(mesh):
-        state = [init_state(decoder, transformation, "constant", 0, mesh)]
-        step = train_step(objective, transformation, schedule, mesh)
-        score = score_step(objective, mesh)
+    at_once = most_scored_at_once(program.mesh, hardware.per_device_batch)
+    trained = rows(training.layout)
+    scored = rows(BatchLayout(program.mesh, 1, at_once)).rows_abt[0]
+    decoder = program.objective.decoder
+    state = [init_state(decoder, training.optimizer, "constant", 0, program.mesh)]
+    with jax.set_mesh(program.mesh):
 
         def train_once() -> None:
-            state[0], _ = step(state[0], trained)
+            state[0], _ = training.step(state[0], trained)
             jax.block_until_ready(state[0])
 
         def score_once() -> None:
-            jax.block_until_ready(score(state[0].params, scored))
+            jax.block_until_ready(program.score(state[0].params, scored))
 
         stages: dict[str, tuple[Callable[[], None], int]] = {
             "train": (train_once, BATCH),

@@ -48,7 +48,7 @@ def measure(units: int) -> None:
 def _write(folder, unit, batches, global_batch, units, kind, count_kind):
     from etils import epath
 
-    from pangu_tiny.data.round import Round
+    from pangu_tiny.data.order import Round
     from pangu_tiny.rounds.scores import Scores
 
     random = np.random.default_rng(0)

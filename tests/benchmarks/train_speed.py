@@ -47,39 +47,27 @@ def make_pangu_tiny(name: str) -> Callable[[], float]:
     import numpy as np
 
     from pangu_tiny import config
-    from pangu_tiny.model.decoder import Decoder
+    from pangu_tiny.data.rows import Marks
     from pangu_tiny.model.shape import ModelShape
+    from pangu_tiny.program.build import build, build_training
     from pangu_tiny.program.feed import Feed
     from pangu_tiny.program.optimizer import Optimizer
-    from pangu_tiny.program.step import Objective, init_state, train_step
+    from pangu_tiny.program.step import init_state
     from pangu_tiny.topology.hardware import Hardware
-    from pangu_tiny.topology.mesh import make_mesh
 
-    def bound(hardware: Hardware) -> None: ...
-
-    config.read([bound], ["hardware/cpu.gin"], [])
-    hardware = config.arguments(bound)[0]["hardware"]
-    mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor)
-    decoder = Decoder(
-        ModelShape(**SHAPE),
-        attention=hardware.attention,
-        remat=hardware.remat,
-        unroll=hardware.unroll,
-    )
+    hardware = config.build(Hardware, "hardware/cpu.gin")
+    program = build(ModelShape(**SHAPE), hardware, Marks(1, 2), "float32")
     optimizer = Optimizer(learning_rate=3e-4)
-    schedule = optimizer.schedule(1000, BATCH * SEQUENCE)
-    transformation = optimizer.transformation(schedule)
-    feed = Feed(mesh, BATCH, hardware.per_device_batch)
+    training = build_training(program, optimizer, 1000, BATCH, SEQUENCE)
+    feed, mesh = Feed(training.layout), program.mesh
     rows = np.random.default_rng(0).integers(3, SHAPE["vocab_size"], (BATCH, SEQUENCE + 1))
     local = {"rows": rows.astype(np.int32), "row_ids": np.arange(BATCH)}
-    with jax.set_mesh(mesh):
-        state = [init_state(decoder, transformation, "constant", 0, mesh)]
-        objective = Objective(decoder, 1, 2, hardware.loss_chunk)
-        step = train_step(objective, transformation, schedule, mesh)
+    decoder = program.objective.decoder
+    state = [init_state(decoder, training.optimizer, "constant", 0, mesh)]
 
     def run() -> float:
         with jax.set_mesh(mesh):
-            state[0], metrics = step(state[0], feed.place(local, np.zeros(2, bool)))
+            state[0], metrics = training.step(state[0], feed.place(local))
             jax.block_until_ready(state[0])
         return float(metrics.loss)
 

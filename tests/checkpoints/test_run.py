@@ -23,8 +23,9 @@ from pangu_tiny.checkpoints.run import Writer
 from pangu_tiny.checkpoints.write import chunk_by_layer
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Decoder, parameter_shapes
+from pangu_tiny.model.layout import param_shardings
 from pangu_tiny.program.optimizer import Optimizer
-from pangu_tiny.program.step import abstract_state, param_shardings
+from pangu_tiny.program.step import abstract_state
 from pangu_tiny.topology.mesh import make_mesh
 
 MODEL = b"no model, but bytes all the same \x00\xff" * 50
@@ -174,7 +175,7 @@ def test_damage_is_never_silent(folder, target, kind, damage, capsys):
     out = capsys.readouterr().out.splitlines()
     assert_same_bits(arrays(state), arrays(state_at(target, 10)))
     assert about["step"] == 10 and len(out) == 1
-    said, reason = out[0].split("going on from step 10: ")
+    said, reason = out[0].split("resuming from step 10: ")
     assert said == f"checkpoint {folder / '20'} is damaged, renamed to 20.damaged, "
     item = kind.split("/")[0]
     assert str(folder / "20" / item) in reason, "the file is not named"
@@ -295,7 +296,7 @@ def test_every_nth_stays_and_of_the_others_the_newest_two(tmp_path, target):
     assert_same_bits(arrays(opened[2].params()), arrays(state_at(target, 2).params))
     for step in (5, 4):
         shutil.rmtree(writer.folder / str(step))
-    with pytest.raises(UserError, match=r"2 was kept without moments, no run can go on from it; a"):
+    with pytest.raises(UserError, match=r"2 was kept without moments, no run can resume from it"):
         writer.restore_latest(target)
 
 

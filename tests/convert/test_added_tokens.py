@@ -31,12 +31,9 @@ def test_padded_rows_are_named(write, workdir, capsys):
     weights = draw()
     weights[EMBEDDING][300:] = np.nan
     weights[EMBEDDING][[3, 5, 6]] = 0
-    weights[EMBEDDING][297:300] = 0.5
     import_hf(write(weights=weights), workdir)
     said = capsys.readouterr().out
     assert "rows 300-309 left out, padding" in said
-    assert "rows 3, 5-6 all zero, kept" in said
-    assert "rows 297-299 all the same, kept" in said
     found = open_checkpoint(workdir).params()["embedding"]["table"][:300]
     np.testing.assert_array_equal(found, weights[EMBEDDING][:300])
 
@@ -116,8 +113,7 @@ def test_a_whole_vocabulary(write, workdir, folder, capsys):
     found = opened.params()["embedding"]["table"][:310]
     np.testing.assert_array_equal(found, weights[EMBEDDING])
     said = capsys.readouterr().out
-    assert "rows 305-309 all zero, kept" in said and "the same" not in said
-    assert "next: generate" in said
+    assert "next: generate" in said and "left out" not in said
 
 
 def test_tokenizers_that_do_not_fit(write, folder, refused, tokenizer):
@@ -125,7 +121,7 @@ def test_tokenizers_that_do_not_fit(write, folder, refused, tokenizer):
     file, beside = folder / "tokenizer.model", folder / "tokenizer.json"
     no_way_out = "(?!.*whole_vocabulary)"
     write(tokenizer_bytes=b"")
-    refused(rf"{no_way_out}.*tokenizer.model is empty; expected a SentencePiece model$")
+    refused(rf"{no_way_out}.*tokenizer.model is empty, expected a SentencePiece model$")
     write(tokenizer_bytes=tokenizer.model_bytes[:-3])
     refused(rf"{no_way_out}.*tokenizer.model is not a SentencePiece model \(SentencePiece: INTERN")
     write(tokenizer_bytes=LFS_POINTER)
@@ -134,12 +130,12 @@ def test_tokenizers_that_do_not_fit(write, folder, refused, tokenizer):
     write(tokenizer_bytes=TIKTOKEN)
     refused(f"tokenizer.model is of tiktoken, .*{way_out}")
     file.unlink()
-    refused(rf"{no_way_out}.*tokenizer.model does not exist; expected a SentencePiece model file$")
+    refused(rf"{no_way_out}.*tokenizer.model does not exist, expected a SentencePiece model file$")
     refused("tokenizer.json does not exist", whole_vocabulary=True)
     beside.write_bytes(b"")
     refused(f"tokenizer.json is there, but no tokenizer.model, .*{way_out}")
     refused(f"{no_way_out}.*nowhere does not exist", tokenizer="nowhere")
-    refused("tokenizer.json is empty; expected one to store", whole_vocabulary=True)
+    refused("tokenizer.json is empty, expected one to store", whole_vocabulary=True)
     beside.write_bytes(LFS_POINTER)
     refused("tokenizer.json is a git-lfs pointer", whole_vocabulary=True)
     cut = {name: x[:299] if name in (EMBEDDING, HEAD) else x for name, x in draw().items()}

@@ -58,7 +58,7 @@ def test_missing_and_truncated_shards_are_named_when_opened(copy):
     shard = first_shard(copy)
     content = shard.read_bytes()
     shard.write_bytes(content[:-100])
-    with pytest.raises(UserError, match=f"{shard.name} has {len(content) - 100} bytes; expected"):
+    with pytest.raises(UserError, match=f"{shard.name} has {len(content) - 100} bytes, expected"):
         TokenDataset.open(copy)
     shard.unlink()
     with pytest.raises(UserError, match=f"{shard.name} is missing"):
@@ -79,7 +79,7 @@ def test_ids_beyond_the_vocabulary_are_named(copy, read_all):
     description = json.loads((copy / "dataset.json").read_text())
     description["vocab_size"] = 280
     (copy / "dataset.json").write_text(json.dumps(description))
-    with pytest.raises(UserError, match=r"holds token id 29\d; expected ids below 280"):
+    with pytest.raises(UserError, match=r"holds token id 29\d, expected ids below 280"):
         read_all(TokenDataset.open(copy))
 
 
@@ -90,11 +90,11 @@ def test_another_tokenizer_in_the_folder_is_refused(copy, real_data):
 
 
 def test_folders_that_are_no_dataset_are_refused(copy, tmp_path):
-    with pytest.raises(UserError, match=r"has no dataset\.json; expected a folder that prepare"):
+    with pytest.raises(UserError, match=r"has no dataset\.json, expected a folder that prepare"):
         TokenDataset.open(tmp_path)
     description = json.loads((copy / "dataset.json").read_text())
     (copy / "dataset.json").write_text(json.dumps(description | {"packing": 99}))
-    with pytest.raises(UserError, match="packing rule 99; expected 1: prepare it again"):
+    with pytest.raises(UserError, match="packing rule 99, expected 1: prepare it again"):
         TokenDataset.open(copy)
     for content, said in (("", "is empty"), (json.dumps(description)[:99], "is not JSON")):
         (copy / "dataset.json").write_text(content)
@@ -104,7 +104,7 @@ def test_folders_that_are_no_dataset_are_refused(copy, tmp_path):
 
 def test_unknown_splits_are_refused(dataset):
     with pytest.raises(UserError, match=r"has splits \['train', 'held_out'\]; 'test' was asked"):
-        dataset.rows("test")
+        dataset.count("test")
 
 
 def test_more_shards_than_files_may_be_open(dataset, read_all, monkeypatch):

@@ -271,7 +271,7 @@ def test_the_report_names_what_was_left_out(prepare, write_jsonl, tmp_path, caps
     assert f"2 empty ({file}:2, {file}:4)" in out
     assert f"1 not UTF-8 ({file}:5)" in out
     assert "2 documents" in out and "held_out     nothing" in out
-    assert found.rows("held_out") == 0
+    assert found.count("held_out") == 0
     with pytest.raises(UserError, match=f"{file}:5 is not UTF-8"):
         prepare(file, tmp_path / "v", bad_utf8="fail")
 
@@ -312,7 +312,7 @@ def test_a_dataset_that_does_not_know_what_was_left_out_is_reported(dataset):
     [
         ({"tokenizer": None}, "expected exactly one"),
         ({"vocab_size": 300}, "expected exactly one"),
-        ({"sequence_length": 1}, "sequence_length is 1; expected at least 2"),
+        ({"sequence_length": 1}, "sequence_length is 1, expected at least 2"),
         ({"held_out_fraction": 1.0}, "held_out_fraction is 1.0"),
         ({"processes": 0}, "processes is 0"),
         ({"bad_utf8": "ignore"}, "bad_utf8 is 'ignore'"),

@@ -74,7 +74,7 @@ def nats_of(run):
     folder, _, shape, params, tokenizer = run
     rows = TokenDataset.open(folder / "data")
     pieces = []
-    for row in rows.read("held_out", np.arange(rows.rows("held_out"))):
+    for row in rows.read("held_out", np.arange(rows.count("held_out"))):
         starts = [0, *(t for t in range(1, len(row)) if row[t] == tokenizer.begin_id)]
         for start, end in zip(starts, [*starts[1:], len(row)], strict=True):
             piece = list(row[start:end])
@@ -105,7 +105,7 @@ def test_bits_per_byte_follow_the_definition(runs, which, documents):
     targets = sum(len(tokenizer.encode(text)) + 1 for text in apart)
     size = sum(len(text.encode()) for text in apart)
     result = evaluated(run)
-    assert TokenDataset.open(folder / "data").rows("held_out") % 8, "no partial batch to test"
+    assert TokenDataset.open(folder / "data").count("held_out") % 8, "no partial batch to test"
     assert (result["documents"], result["targets"], result["bytes"]) == (len(apart), targets, size)
     nats = nats_of(run)
     assert result["nats_per_token"] == pytest.approx(nats / targets, rel=1e-5)

@@ -17,7 +17,8 @@ from shapes import TINY, random_params
 
 from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.errors import UserError
-from pangu_tiny.evaluation.generate import check_sampling, draw, generate, sample
+from pangu_tiny.evaluation.generate import generate
+from pangu_tiny.evaluation.sampling import check_sampling, draw, sample
 from pangu_tiny.model.decoder import Decoder, logits
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.tokenizer.model import Tokenizer
@@ -271,7 +272,7 @@ def test_more_tokens_than_the_model_has_seen_are_refused(speaking, tokens, fits)
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**70])
 def test_a_seed_that_is_none_is_refused(seed):
-    with pytest.raises(UserError, match=rf"generate.seed is {seed}, expected from 0"):
+    with pytest.raises(UserError, match=rf"generate.seed is {seed}, expected at least 0"):
         generate("nowhere", seed=seed)
 
 

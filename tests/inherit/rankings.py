@@ -3,6 +3,7 @@
 import itertools
 
 from pangu_tiny.data.loader import batches
+from pangu_tiny.data.order import Order
 from pangu_tiny.inherit.layers import LayerChoice
 from pangu_tiny.inherit.masks import MaskTraining
 from pangu_tiny.inherit.rank_teacher import rank_teacher
@@ -23,4 +24,4 @@ def rank(teacher, workdir, rows, hardware=EIGHT, choice=CHOICE, masks=FEW, **cha
 
 def first_batches(rows, count=2):
     """What `rank` calibrates on."""
-    return [batch["rows"] for batch in itertools.islice(batches(rows, "train", 8, 0), count)]
+    return [batch["rows"] for batch in itertools.islice(batches(rows, "train", 8, Order(0)), count)]

@@ -19,7 +19,6 @@ from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.data.rows import read_marks
 from pangu_tiny.errors import UserError
 from pangu_tiny.inherit import measure
-from pangu_tiny.inherit import rank_teacher as rank_module
 from pangu_tiny.inherit.correction import OUTPUTS, least_squares
 from pangu_tiny.inherit.cut_list import CutList
 from pangu_tiny.inherit.importance import Importance
@@ -28,7 +27,9 @@ from pangu_tiny.inherit.layers import LayerChoice
 from pangu_tiny.inherit.structures import select_layers
 from pangu_tiny.model.decoder import Attention, Decoder
 from pangu_tiny.model.layers import AugmentedShortcut, RMSNorm, rope_tables, series_silu
+from pangu_tiny.program import build
 from pangu_tiny.topology.hardware import Hardware
+from pangu_tiny.topology.mesh import make_mesh
 
 SECOND = LayerChoice(rule="listed", layers=[1])
 """Nothing has to be measured for it, and its files are not numbered from 0."""
@@ -208,10 +209,10 @@ def test_features_that_are_silent():
 def test_the_layout_changes_nothing(teacher, rows, ranked, ranked_shape, tmp_path):
     """One device that takes a batch whole, or eight, in two parts a batch, each with its rows of
     the matrix; the tolerance is that of float32 sums in another order."""
-    mesh = rank_module.make_mesh(1, 1, 1, jax.devices()[:1])
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     one = Hardware(data=1, fsdp=1, tensor=1, per_device_batch=8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rank_module, "make_mesh", lambda *_: mesh)
+        patch.setattr(build, "make_mesh", lambda *_: mesh)
         rank_second(teacher, tmp_path / "one", rows, ranked_shape, one)
     for kind in ("heads", "ffn"):
         single, eight = (np.load(x / f"gram_{kind}_1.npy") for x in (tmp_path / "one", ranked))
@@ -221,7 +222,7 @@ def test_the_layout_changes_nothing(teacher, rows, ranked, ranked_shape, tmp_pat
 @pytest.mark.parametrize(("size", "parts"), [(48, 8), (44, 2)])
 def test_rows_of_the_matrix_lie_on_all_devices(size, parts):
     """Where their number divides them, else on those that share the projection."""
-    mesh = rank_module.make_mesh(1, 4, 2)
+    mesh = make_mesh(1, 4, 2)
     layout = measure._cut_by_rows(mesh, size)
     assert layout.shard_shape((2, size, size)) == (2, size // parts, size)
 
@@ -272,7 +273,7 @@ def test_what_it_needs(teacher, ranked, rows, ranked_shape, tmp_path):
     with pytest.raises(UserError, match=r"means of key-value heads, \[0, 1\] in blocks\[0\]"):
         cut(teacher, tmp_path / "no", merged, **settings)
     for ridge in (0.0, -1.0, np.inf, np.nan):
-        with pytest.raises(UserError, match=rf"ridge is {ridge}, expected a positive number"):
+        with pytest.raises(UserError, match=rf"ridge is {ridge}, expected more than 0 and finite"):
             cut(teacher, tmp_path / "no", merged, ridge=ridge)
     with pytest.raises(UserError, match=r"output_grams needs rank_teacher\.dataset"):
         rank(teacher, tmp_path / "no", None, method="l1", output_grams=True)

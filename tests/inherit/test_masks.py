@@ -13,6 +13,7 @@ from shapes import random_params
 from teachers import masked, random_scores, save
 
 from pangu_tiny.data.loader import batches
+from pangu_tiny.data.order import Order
 from pangu_tiny.errors import UserError
 from pangu_tiny.inherit.cut_list import plan
 from pangu_tiny.inherit.layers import LayerChoice
@@ -91,13 +92,13 @@ def test_heads_are_chosen_as_they_are_cut():
     small = dataclasses.replace(teacher, heads=14, kv_heads=7)
     assert targets(teacher, small) == {"kv_heads": (7, 8), "heads": (2, 4)}
     small = dataclasses.replace(teacher, heads=14, kv_heads=14)
-    assert targets(teacher, small, repeat_kv=True) == {"heads": (14, 32)}
+    assert targets(teacher, small, "repeat") == {"heads": (14, 32)}
     small = dataclasses.replace(teacher, heads=16, kv_heads=4)
-    assert targets(teacher, small, merge_kv=True) == {"heads": (4, 8)}
+    assert targets(teacher, small, "merge") == {"heads": (4, 8)}
     scores = {"heads": np.arange(32.0)[None], "kv_heads": np.zeros((1, 8))}
     scores |= {"embed": np.zeros(64), "ffn": np.zeros((1, 6))}
-    for kv in ({"repeat_kv": True}, {"merge_kv": True}):
-        groups = head_groups(teacher, small, **kv)
+    for kv in ("repeat", "merge"):
+        groups = head_groups(teacher, small, kv)
         logits = first_logits(teacher, groups, scores)
         assert logits["heads"].shape == (1, groups, 32 // groups)
 
@@ -139,7 +140,7 @@ def test_it_goes_where_the_loss_falls(rows, ranked_shape, tokenizer_of_rows, tmp
         calibration_batches=1,
         batch_size=16,
     )
-    batch = next(batches(rows, "train", 64, 5))["rows"]
+    batch = next(batches(rows, "train", 64, Order(5)))["rows"]
 
     @jax.jit
     def loss(params):
@@ -176,12 +177,12 @@ def test_a_start_from_scores():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"steps": 0}, "steps and save_every: expected at least 1"),
+        ({"steps": 0}, "MaskTraining.steps is 0, expected at least 1"),
         ({"last_temperature": 0.0}, "last_temperature 0.0: expected positive"),
         ({"first_temperature": 0.01}, "expected positive numbers, the last not above"),
-        ({"shrink_fraction": 1.5}, "shrink_fraction is 1.5, expected 0 to 1"),
-        ({"learning_rate": -1.0}, "learning_rate is -1.0, expected 0 or a positive number"),
-        ({"noise": math.inf}, "noise is inf, expected 0 or a positive number"),
+        ({"shrink_fraction": 1.5}, "shrink_fraction is 1.5, expected at least 0 and at most 1"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0, expected at least 0"),
+        ({"noise": math.inf}, "noise is inf, expected at least 0 and finite"),
         ({"start": "l2"}, "start is 'l2', expected one of zero, taylor"),
     ],
 )

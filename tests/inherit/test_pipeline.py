@@ -105,13 +105,6 @@ def test_a_small_model_trains_on(made, small, tmp_path):
         tiny_runs.run(other, tmp_path / "no", model=small, checkpoint=str(tmp_path / "cut"))
 
 
-def test_counted_rows_need_counts(made, small, tmp_path):
-    folder, _, _ = made
-    with pytest.raises(UserError, match=r"new_rows = 'counted' needs inherit\.counts"):
-        cut(folder, tmp_path / "no", small, new_rows="counted")
-    cut(folder, tmp_path / "yes", small, new_rows="counted", counts=str(folder / "counts"))
-
-
 def test_a_foreign_map_is_refused(made, small, tmp_path):
     folder, _, _ = made
     foreign = shutil.copytree(folder / "tokenizer", tmp_path / "foreign")
@@ -126,12 +119,8 @@ def test_a_vocabulary_left_whole_goes_with_no_other(made, shape, small, tmp_path
     folder, params, _ = made
     teacher = save(tmp_path / "teacher", shape, params, tokenizer=("w", b"{}"))
     choice, whole = LayerChoice(), dataclasses.replace(shape, series_terms=2)
-    for settings in (
-        {"tokenizer": str(folder / "tokenizer")},
-        {"new_rows": "counted", "counts": str(folder / "counts")},
-    ):
-        with pytest.raises(UserError, match=r"checkpoint .* was imported with its vocabulary whol"):
-            inherit(teacher, str(tmp_path / "no"), choice, whole, **settings)
+    with pytest.raises(UserError, match=r"checkpoint .* was imported with its vocabulary whole"):
+        inherit(teacher, str(tmp_path / "no"), choice, whole, tokenizer=str(folder / "tokenizer"))
 
 
 def test_a_list_goes_with_its_tokenizer(made, small, tmp_path):

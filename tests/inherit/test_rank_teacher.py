@@ -19,15 +19,16 @@ from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import held_out_batches
 from pangu_tiny.data.rows import read_marks
 from pangu_tiny.errors import UserError
-from pangu_tiny.inherit import measure
-from pangu_tiny.inherit import rank_teacher as rank_module
+from pangu_tiny.inherit import calibration, measure
 from pangu_tiny.inherit.importance import ABOUT, ARRAYS, Importance
 from pangu_tiny.inherit.inherit import inherit
 from pangu_tiny.inherit.layers import LayerChoice, window_scores
 from pangu_tiny.inherit.structures import select_layers
 from pangu_tiny.model.decoder import Decoder
+from pangu_tiny.program import build
 from pangu_tiny.program.step import Objective
 from pangu_tiny.topology.hardware import Hardware
+from pangu_tiny.topology.mesh import make_mesh
 
 SMALL = {"width": 24, "heads": 2, "kv_heads": 1, "head_dim": 8, "ffn_width": 32, "depth": 1}
 SMALL |= {"shortcut_ratio": 8, "series_terms": 2, "vocab_size": 300}
@@ -156,10 +157,10 @@ def test_the_layout_changes_nothing(teacher, rows, small, cut_found, method, tmp
     """Eight devices in two parts a batch, or one device that takes it whole; the tolerance is
     that of float32 sums in another order, for trained logits what Adam makes of it."""
     one = Hardware(data=1, fsdp=1, tensor=1, per_device_batch=8)
-    mesh = rank_module.make_mesh(1, 1, 1, jax.devices()[:1])
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     eight, _ = cut_found(method)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rank_module, "make_mesh", lambda *_: mesh)
+        patch.setattr(build, "make_mesh", lambda *_: mesh)
         single = rank(teacher, tmp_path / "one", rows, one, method=method, model=small)
     assert eight.about["layers"] == single.about["layers"]
     for name, array in single.arrays.items():
@@ -219,7 +220,7 @@ def test_an_interrupted_ranking_goes_on(teacher, rows, small, cut_found, method,
 
     write_arrays = measure.write_arrays
     with pytest.MonkeyPatch.context() as patch:
-        for module in (measure, rank_module):
+        for module in (measure, calibration):
             patch.setattr(module, "write_arrays", write)
         with pytest.raises(_Interrupted):
             rank(teacher, tmp_path / "cut", rows, method=method, model=small)
@@ -254,13 +255,11 @@ def test_layers_are_chosen_first(teacher, small, cut_found, tmp_path):
 def test_learned_is_for_its_shape(teacher, small, cut_found, tmp_path):
     other = dataclasses.replace(small, ffn_width=16)
     _, importance = cut_found("learned")
-    with pytest.raises(UserError, match="another shape: ffn_width 32 there, 16 here"):
+    with pytest.raises(UserError, match="another shape: ffn_width is 32 there, 16 here"):
         inherit(teacher, str(tmp_path / "a"), CHOICE, other, importance=importance)
-    with pytest.raises(UserError, match=r"repeat_kv = False, inherit\.repeat_kv is True"):
+    with pytest.raises(UserError, match=r"rank_teacher\.kv = 'drop', inherit\.kv is 'repeat'"):
         repeated = dataclasses.replace(small, kv_heads=2)
-        inherit(
-            teacher, str(tmp_path / "b"), CHOICE, repeated, importance=importance, repeat_kv=True
-        )
+        inherit(teacher, str(tmp_path / "b"), CHOICE, repeated, importance=importance, kv="repeat")
     inherit(teacher, str(tmp_path / "c"), CHOICE, other, importance=importance, as_ranking=True)
 
 
@@ -422,7 +421,7 @@ def test_a_window_counts_for_all_layers_in_it():
     ("settings", "said"),
     [
         ({"rule": "best"}, "rule is 'best', expected one of importance"),
-        ({"first": -1}, "first is -1, expected 0 or more"),
+        ({"first": -1}, "first is -1, expected at least 0"),
         ({"score": "skip_4"}, "score is 'skip_4', expected one of skip_1"),
         ({"layers": [1]}, "layers and rule = 'listed' go together"),
         ({"rule": "listed"}, "layers and rule = 'listed' go together"),

@@ -12,11 +12,10 @@ from programs import equations, matmul_flops
 from shapes import TINY, random_params
 
 from pangu_tiny.errors import UserError
+from pangu_tiny.model.attention import Cache, empty_cache
 from pangu_tiny.model.decoder import (
     REMAT_POLICIES,
-    Cache,
     Decoder,
-    empty_cache,
     head_kernel,
     logits,
     parameter_shapes,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from shapes import TINY, random_params
 
-from pangu_tiny.model import decoder, layers
+from pangu_tiny.model import attention, layers
 from pangu_tiny.model.decoder import Decoder, Embedding
 from pangu_tiny.model.layers import RMSNorm, series_silu
 from pangu_tiny.program.loss import cross_entropy
@@ -91,7 +91,7 @@ def matrices(params):
 
 def test_matrices_of_a_block(monkeypatch):
     params, exact = random_params(SHAPE), {}
-    for module in (layers, decoder):
+    for module in (layers, attention):
         monkeypatch.setattr(module, "matmul", watched(module.matmul, exact))
     model = Decoder(SHAPE, jnp.bfloat16)
 

@@ -13,7 +13,7 @@ from shapes import TINY, draw_params
 
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Decoder
-from pangu_tiny.model.init import SCHEMES, SERIES_STD, STD, check_scheme
+from pangu_tiny.model.init import SCHEMES, SERIES_STD, STD, apply_scheme
 from pangu_tiny.program.optimizer import Optimizer
 from pangu_tiny.program.step import init_state
 from pangu_tiny.topology.mesh import make_mesh
@@ -104,4 +104,4 @@ def draw_on_one_and_eight_devices():
 
 def test_unknown_scheme_is_refused():
     with pytest.raises(UserError, match="init is 'xavier', expected one of constant, gpt2, intern"):
-        check_scheme("xavier")
+        apply_scheme({}, "xavier")

@@ -12,10 +12,10 @@ from programs import exchanged
 
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.model.shape import ModelShape
-from pangu_tiny.program.feed import Feed
+from pangu_tiny.program.batch import BatchLayout
 from pangu_tiny.program.loss import cross_entropy
 from pangu_tiny.program.optimizer import Optimizer
-from pangu_tiny.program.step import Batch, Objective, abstract_state, train_step
+from pangu_tiny.program.step import Objective, abstract_state, train_step
 from pangu_tiny.topology.mesh import make_mesh, named_sharding
 
 B, T, D, VOCAB, PADDED = 8, 12, 16, 100, 128
@@ -148,11 +148,9 @@ def largest_buffer(chunk):
     schedule = Optimizer().schedule(1, 1)
     transformation = Optimizer().transformation(schedule)
     decoder = Decoder(LARGE, jnp.bfloat16)
-    step = train_step(Objective(decoder, 1, 2, chunk), transformation, schedule, mesh)
-    feed = Feed(mesh, 8, 2)
-    rows = jax.ShapeDtypeStruct((feed.accumulation, feed.rows_at_once, LENGTH + 1), jnp.int32)
-    ids = jax.ShapeDtypeStruct(rows.shape[:2], jnp.int32)
-    batch = Batch(rows, ids, jax.ShapeDtypeStruct((mesh.size, 2), bool))
+    layout = BatchLayout.of(mesh, 8, 2)
+    step = train_step(Objective(decoder, 1, 2, chunk), transformation, schedule, layout)
+    batch = layout.abstract(LENGTH)
     with jax.set_mesh(mesh):
         state = abstract_state(decoder, transformation, mesh)
         text = step.lower(state, batch).compile().as_text()

@@ -13,6 +13,7 @@ from tiny_runs import SHAPE
 
 from pangu_tiny.data.rows import read_marks
 from pangu_tiny.model.decoder import Decoder, head_kernel
+from pangu_tiny.program.batch import BatchLayout
 from pangu_tiny.program.feed import Feed
 from pangu_tiny.program.optimizer import Optimizer
 from pangu_tiny.program.step import (
@@ -53,7 +54,8 @@ def mesh_of(sizes):
 def build(sizes, dtype=jnp.float32, skip_nonfinite=False):
     mesh = mesh_of(sizes)
     objective = Objective(Decoder(SHAPE, dtype), BEGIN, END, loss_chunk=8)
-    return train_step(objective, TRANSFORMATION, SCHEDULE, mesh, skip_nonfinite), mesh
+    layout = BatchLayout.of(mesh, B, 1)
+    return train_step(objective, TRANSFORMATION, SCHEDULE, layout, skip_nonfinite), mesh
 
 
 @functools.cache
@@ -64,7 +66,7 @@ def first_params():
 
 def batch_of(mesh, per_device_batch):
     local = {"rows": rows(), "row_ids": 100 + np.arange(B)}
-    return Feed(mesh, B, per_device_batch).place(local, np.zeros(2, bool))
+    return Feed(BatchLayout.of(mesh, B, per_device_batch)).place(local)
 
 
 def take_step(sizes, per_device_batch, params=None, **settings):

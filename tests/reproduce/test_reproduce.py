@@ -27,7 +27,7 @@ SMALL = {
     "ModelShape.ffn_width": 48,
     "train.steps": 6,
     "train.evaluate_every": 3,
-    "train.log_every": 1,
+    "Watching.log_every": 1,
     "generate.tokens": 4,
     "reproduce.prompts": ["the <b>", "cat"],
 }
@@ -106,7 +106,7 @@ def test_a_stopped_recipe_says_so_and_evaluates_nothing(workdir, text, monkeypat
     monkeypatch.setattr(rounds, "train", stopped)
     assert cli.main(argv(text, workdir)) == 2
     out, err = capsys.readouterr()
-    assert err.endswith("pangu-tiny reproduce: stopped at step 3 of 6; run again to go on\n")
+    assert err.endswith("pangu-tiny reproduce: stopped at step 3 of 6; run again to resume\n")
     assert "evaluate" not in out
 
 

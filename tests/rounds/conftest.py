@@ -5,6 +5,7 @@ import pytest
 import tiny_runs
 
 from pangu_tiny.data.prepare_data import prepare_data
+from pangu_tiny.program.optimizer import SharedSchedule
 from pangu_tiny.rounds.score_batches import score_batches
 
 STEPS = 12
@@ -35,7 +36,8 @@ def dataset(tmp_path_factory):
 def trained(dataset, tmp_path_factory):
     """A first round of 12 steps of a schedule of 24."""
     workdir = tmp_path_factory.mktemp("trained") / "round_1"
-    tiny_runs.run(dataset, workdir, steps=STEPS, schedule_steps=2 * STEPS, **ORDER)
+    schedule = SharedSchedule(steps=2 * STEPS)
+    tiny_runs.run(dataset, workdir, steps=STEPS, shared_schedule=schedule, **ORDER)
     return str(workdir)
 
 

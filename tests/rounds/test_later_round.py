@@ -6,11 +6,10 @@ import tiny_runs
 
 from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.data.dataset import TokenDataset
-from pangu_tiny.data.loader import row_order
-from pangu_tiny.data.round import Round
+from pangu_tiny.data.order import Order, Round
 from pangu_tiny.data.round_index import RoundIndex
 from pangu_tiny.errors import UserError
-from pangu_tiny.program.optimizer import Optimizer
+from pangu_tiny.program.optimizer import Optimizer, SharedSchedule
 from pangu_tiny.rounds.select_batches import select_batches
 from pangu_tiny.training.metrics import read_row_losses
 
@@ -55,7 +54,7 @@ def second(dataset, trained, by_batch, tmp_path_factory):
 
 def trains(dataset, workdir, index):
     """Row by row, in the order of the index."""
-    order = row_order(TokenDataset.open(dataset), "train", **ORDER)
+    order = Order(**ORDER).rows(TokenDataset.open(dataset), "train")
     found = read_row_losses(str(workdir))["row"]
     return found.tolist() == [order[int(place)] for place in places(index)]
 
@@ -91,8 +90,7 @@ def test_a_round_is_what_one_run_over_both_would_be(dataset, trained, tmp_path):
         str(tmp_path / "once"),
         steps=STEPS,
         keep_moments=True,
-        schedule_start=STEPS,
-        schedule_steps=2 * STEPS,
+        shared_schedule=SharedSchedule(STEPS, 2 * STEPS),
     )
     found = tiny_runs.state_of(tmp_path / "round_2", STEPS)
     expected = tiny_runs.state_of(tmp_path / "one_run", 2 * STEPS)
@@ -133,8 +131,7 @@ def test_a_schedule_is_shared_between_runs():
         ),
         ({"shuffle": False}, "shuffle is True there, False here"),
         ({"index": "nowhere"}, "round index nowhere has no round_index.npz"),
-        ({"schedule_start": -1}, "schedule_start is -1, expected 0 or more"),
-        ({"schedule_steps": 5}, "go beyond train.schedule_steps 5"),
+        ({"shared_schedule": SharedSchedule(steps=5)}, "go beyond SharedSchedule.steps 5"),
         (
             {"checkpoint": None, "keep_moments": True},
             "keep_moments = True needs a train.checkpoint that",

@@ -13,10 +13,11 @@ from etils import epath
 from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import batches
+from pangu_tiny.data.order import Order
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.program.step import Objective
-from pangu_tiny.rounds.score_batches import _gather, first_round
+from pangu_tiny.rounds.score_batches import _add_up, first_round
 from pangu_tiny.rounds.scores import SCORES, Scores
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.training import metrics
@@ -32,7 +33,7 @@ def expected(dataset, trained):
     rows = TokenDataset.open(dataset)
     objective = Objective(Decoder(opened.shape), rows.begin_id, rows.end_id, 64)
     params = opened.params()
-    loader = batches(rows, "train", BATCH, seed=3, mixture={"b": 1.0, "c": 2.0})
+    loader = batches(rows, "train", BATCH, Order(3, {"b": 1.0, "c": 2.0}))
     losses = jax.jit(lambda rows_bt: objective(params, rows_bt)[0].rows_b)
     found = [next(loader) for _ in range(STEPS)]
     nats = np.array([losses(batch["rows"]) for batch in found])
@@ -161,9 +162,10 @@ def test_losses_that_are_missing_or_damaged_are_named(dataset, trained, tmp_path
         losses.flush(end)
 
     def gather():
-        return _gather(epath.Path(tmp_path), rows, round_, "sequence", "model", "float32")
+        return _add_up(epath.Path(tmp_path), rows, round_, "sequence")
 
-    assert (gather().targets == 1).all()
+    _, targets, _ = gather()
+    assert (targets == 1).all()
     files = metrics.row_loss_files(epath.Path(tmp_path))
     *_, last = files.values()
     content = last.read_bytes()
@@ -202,7 +204,7 @@ def test_another_model_scores_the_round_of_this_one(score, trained, scored, tmp_
 
 
 def test_what_is_done_is_not_done_again(score, scored, monkeypatch):
-    monkeypatch.setattr("pangu_tiny.rounds.score_batches.score_step", None)
+    monkeypatch.setattr("pangu_tiny.rounds.score_batches._score", None)
     assert score(scored).round.batches == STEPS
 
 

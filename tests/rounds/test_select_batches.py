@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pangu_tiny.arrays import read_described, write_arrays
-from pangu_tiny.data.round import Round
+from pangu_tiny.data.order import Round
 from pangu_tiny.data.round_index import INDEX, RoundIndex
 from pangu_tiny.errors import UserError
 from pangu_tiny.rounds.scores import SCORES, Scores
@@ -147,7 +147,7 @@ def test_it_is_said_how_much_was_in_the_round_before(write, tmp_path, capsys):
     settings = {"rate": 0.4, "method": "highest", "before": str(tmp_path / "first")}
     select_batches(str(tmp_path / "scores"), str(tmp_path / "second"), **settings)
     said = capsys.readouterr().out
-    assert len(first.units) == 10 and "drawn before     50.00%" in said
+    assert len(first.units) == 10 and "drawn before 50.00%" in said
     assert "effective number" not in said, "nothing is left to chance"
     finer = write(scores("sequence"), "finer")
     with pytest.raises(UserError, match=r"before has batches, .* has sequences: expected"):
@@ -175,18 +175,18 @@ def test_losses_that_are_not_finite_are_named_or_left_out(write, tmp_path):
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"rate": 0.0}, "select_batches.rate is 0.0, expected more than 0, at most 1"),
+        ({"rate": 0.0}, "select_batches.rate is 0.0, expected more than 0 and at most 1"),
         ({"rate": 1.01}, "rate is 1.01"),
         ({"rate": float("nan")}, "rate is nan"),
         ({"rate": 0.001}, "rate 0.001 of 50 batches leaves none"),
         ({"method": "best"}, "method is 'best', expected one of loss, uniform, highest"),
         ({"order": "x"}, "order is 'x'"),
         ({"nonfinite": "x"}, "nonfinite is 'x'"),
-        ({"temperature": 0.0}, "temperature is 0.0, expected a positive number"),
+        ({"temperature": 0.0}, "temperature is 0.0, expected more than 0 and finite"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": 1e-320}, "temperature .* is too small for losses that differ by 1.8"),
-        ({"parts": 0}, "parts is 0, expected 1 to 50"),
-        ({"parts": 51}, "parts is 51, expected 1 to 50"),
+        ({"parts": 0}, "parts is 0, expected at least 1 and at most 50"),
+        ({"parts": 51}, "parts is 51, expected at least 1 and at most 50"),
         ({"clip": 1.0}, "clip is 1.0"),
         ({"seed": -1}, "seed is -1"),
     ],

@@ -156,11 +156,11 @@ def test_mistakes_are_named(dataset, tmp_path, changes, said):
 @pytest.mark.parametrize(
     "flag, said",
     [
-        ("train.schedule_start=3", "train-rounds sets train.schedule_start and"),
+        ("SharedSchedule.start=3", "train-rounds sets SharedSchedule.start and"),
         ("score_batches.unit=row", "score_batches.unit is 'row'"),
         ("score_batches.batch_size=9", "score_batches.batch_size 9 is not divisible by"),
         ("select_batches.clip=2", "select_batches.clip is 2"),
-        ("select_batches.parts=9", "parts is 9, expected 1 to 8, the units of the round"),
+        ("select_batches.parts=9", "parts is 9, expected at least 1 and at most 8"),
         ("select_batches.reference=nowhere", "scores nowhere has no scores.npz"),
         ("select_batches.rate=0.05", "rate 0.05 of 8 batches leaves none"),
     ],

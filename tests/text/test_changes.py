@@ -62,7 +62,7 @@ def stage(request, tokenizer_file):
         )  # fmt: skip
 
     run = count if request.param == "count-tokens" else prepare
-    run.job = TextJob if request.param == "count-tokens" else shards.Job
+    run.job = TextJob if request.param == "count-tokens" else shards.TextJob
     return run
 
 
@@ -239,7 +239,7 @@ def test_an_edit_of_what_a_tokenizer_was_trained_on_is_refused(file, tmp_path, m
         prepare_data(str(file), str(tmp_path / "w"), 24, vocab_size=290, processes=1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards.Job, "run", lambda *_: 1 / 0)
+        patch.setattr(shards.TextJob, "run", lambda *_: 1 / 0)
         for _ in range(2):
             with pytest.raises(ZeroDivisionError):
                 prepare()

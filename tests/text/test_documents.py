@@ -300,7 +300,7 @@ def test_the_first_places_are_those_of_the_first_files():
 
 
 def test_a_tfds_set_without_the_feature_says_what_it_has(tmp_path):
-    with pytest.raises(UserError, match=r"has features \['text'\]; expected text in 'body'"):
+    with pytest.raises(UserError, match=r"has features \['text'\], expected text in 'body'"):
         read(write_tfds(tmp_path), text_key="body")
 
 
@@ -352,12 +352,12 @@ def test_bytes_that_are_not_utf8_are_named_and_skipped_or_fatal(tmp_path, write)
     ("content", "named"),
     [
         (b'{"text": "a"}\n{oops\n', r"a\.jsonl:2 is not JSON"),
-        (b'{"text": "a"}\n\n["a"]\n', r"a\.jsonl:3 has a list; expected a string under 'text'"),
-        (b'{"body": "a"}\n', r"a\.jsonl:1 has keys \['body'\]; expected a string under 'text'"),
-        (b'{"text": 3}\n', r"a\.jsonl:1 has 3 there; expected a string under 'text'"),
-        (b'{"text": "a"', r"a\.jsonl:1 has the beginning of a JSON value; expected .* jq -c \."),
+        (b'{"text": "a"}\n\n["a"]\n', r"a\.jsonl:3 has a list, expected a string under 'text'"),
+        (b'{"body": "a"}\n', r"a\.jsonl:1 has keys \['body'\], expected a string under 'text'"),
+        (b'{"text": 3}\n', r"a\.jsonl:1 has 3 there, expected a string under 'text'"),
+        (b'{"text": "a"', r"a\.jsonl:1 has the beginning of a JSON value, expected .* jq -c \."),
         (b'{"text": "a"}\n{"text"', r"a\.jsonl:2 is not JSON"),
-        (b'[{"text": "a"}]', r"a\.jsonl is one JSON array; expected .* jq -c '\.\[\]'"),
+        (b'[{"text": "a"}]', r"a\.jsonl is one JSON array, expected .* jq -c '\.\[\]'"),
         (jsonl(["a"]).decode().encode("utf-16"), r"a\.jsonl is UTF-16; .* iconv -f UTF-16 -t"),
         (jsonl(["a"]).decode().encode("utf-16-le"), r"a\.jsonl is UTF-16LE; .* -f UTF-16LE"),
         (jsonl(["a"]).decode().encode("utf-32-be"), r"a\.jsonl is UTF-32BE; .* -f UTF-32BE"),
@@ -409,7 +409,7 @@ def test_a_zst_that_ends_after_a_whole_line_is_truncated_all_the_same(tmp_path):
         ("*.parquet", r"\*.parquet holds no documents"),
         ("a/**/*.jsonl", r"a/\*\*/\*\.jsonl: \*\* is not known"),
         ("empty", "empty holds no documents"),
-        ("a.csv", r"but 1 file of no known kind \(a.csv\); expected .txt, .jsonl"),
+        ("a.csv", r"but 1 file of no known kind \(a.csv\), expected .txt, .jsonl"),
         ([], "text names nothing"),
         ("tfds:none_such", "tfds:none_such cannot be opened as a TFDS set"),
     ],
@@ -424,13 +424,13 @@ def test_text_that_is_not_there_is_refused(tmp_path, monkeypatch, text, named):
 
 def test_a_parquet_file_without_the_column_says_what_it_has(tmp_path):
     write_parquet(tmp_path)
-    with pytest.raises(UserError, match=r"columns \['id', 'text'\]; expected strings in 'body'"):
+    with pytest.raises(UserError, match=r"columns \['id', 'text'\], expected strings in 'body'"):
         read(str(tmp_path), text_key="body")
-    with pytest.raises(UserError, match="has int64 in column 'id'; expected strings"):
+    with pytest.raises(UserError, match="has int64 in column 'id', expected strings"):
         read(str(tmp_path), text_key="id")
     twice = pyarrow.Table.from_arrays([pyarrow.array(TEXTS)] * 2, names=["text", "text"])
     pyarrow.parquet.write_table(twice, tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="has 2 columns 'text'; expected strings"):
+    with pytest.raises(UserError, match="has 2 columns 'text', expected strings"):
         read(str(tmp_path))
 
 

@@ -85,7 +85,7 @@ def test_chinese_fits_a_thousand_pieces(real_data):
 @pytest.mark.parametrize(
     ("texts", "vocab_size", "named"),
     [
-        (TEXTS, 100, "vocab_size is 100; expected at least 275"),
+        (TEXTS, 100, "vocab_size is 100, expected at least 275"),
         (["ab"], 2000, "vocab_size = 2000 does not fit a text sample of 2 characters"),
         (["", ""], 300, "no text to train a tokenizer on"),
     ],
@@ -98,7 +98,7 @@ def test_samples_and_sizes_that_do_not_fit_are_refused(texts, vocab_size, named)
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (b"", r"a\.model is empty; expected a SentencePiece model"),
+        (b"", r"a\.model is empty, expected a SentencePiece model"),
         (
             b"no model at all",
             r"is not a SentencePiece model \(SentencePiece: INTERNAL: .*\)$",

@@ -1,6 +1,7 @@
 """The held-out loss: every target once, or rows that stand for all of them."""
 
 import math
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -14,8 +15,8 @@ from tiny_runs import SHAPE
 
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.rows import read_marks
-from pangu_tiny.model.decoder import Decoder
-from pangu_tiny.program.step import Objective, score_step
+from pangu_tiny.program.build import build
+from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.topology.mesh import make_mesh
 from pangu_tiny.training import held_out
 from pangu_tiny.training.held_out import score_held_out
@@ -34,24 +35,24 @@ def scored_by_ids(dataset, rows=None, per_device_batch=1):
         return jnp.sum(rows_bt, axis=-1).astype(jnp.float32), jnp.sum(weights, axis=-1)
 
     mesh = make_mesh(1, 4, 2)
-    return score_held_out(jax.jit(score), {}, dataset, mesh, per_device_batch, rows)
+    hardware = Hardware(per_device_batch=per_device_batch)
+    program = SimpleNamespace(mesh=mesh, hardware=hardware, score=jax.jit(score))
+    return score_held_out(program, {}, dataset, rows)
 
 
 def test_held_out_targets_are_scored_once_each(dataset):
     """The last partial batch included: the same on one device as on eight, in batches of 4 and of
     16, neither of which divides the rows."""
     rows = TokenDataset.open(dataset)
-    assert rows.rows("held_out") % 4
+    assert rows.count("held_out") % 4
     params = random_params(SHAPE)
     found = []
-    for mesh, per_device_batch in (
-        (make_mesh(1, 1, 1, jax.devices()[:1]), 1),
-        (make_mesh(1, 4, 2), 1),
-    ):
-        with jax.set_mesh(mesh):
-            decoder = Decoder(SHAPE)
-            score = score_step(Objective(decoder, rows.begin_id, rows.end_id, 64), mesh)
-            found.append(score_held_out(score, params, rows, mesh, per_device_batch))
+    for fsdp, tensor in ((1, 1), (4, 2)):
+        hardware = Hardware(1, fsdp, tensor, per_device_batch=1, loss_chunk=64)
+        devices = jax.devices()[: fsdp * tensor]
+        program = build(SHAPE, hardware, rows.marks, "float32", devices=devices)
+        with jax.set_mesh(program.mesh):
+            found.append(score_held_out(program, params, rows))
     one, eight = found
     np.testing.assert_array_equal(one.targets, eight.targets)
     assert one.targets.sum() == rows.description["splits"]["held_out"]["targets"]
@@ -63,7 +64,7 @@ def test_bits_per_byte_of_all_and_of_some_rows(two_sources, rows):
     """Exact where all are scored; else nats per token of some, tokens per byte of all."""
     found = scored_by_ids(two_sources, rows)
     split = two_sources.description["splits"]["held_out"]
-    all_rows = two_sources.rows("held_out")
+    all_rows = two_sources.count("held_out")
     assert len(found.row_ids) == min(rows or all_rows, all_rows) and all_rows > 20
     read = two_sources.read("held_out", found.row_ids)
     np.testing.assert_array_equal(found.nats, read.sum(axis=1))
@@ -99,7 +100,7 @@ def test_rows_that_stand_for_all_are_spread_evenly(total, count, data):
 
 def test_losses_are_fetched_once(two_sources):
     """Not batch by batch, which would let the devices wait for the host."""
-    batches = -(-two_sources.rows("held_out") // 16)
+    batches = -(-two_sources.count("held_out") // 16)
     assert batches > 2
     with mock.patch.object(held_out.jax, "device_get", wraps=jax.device_get) as fetched:
         scored_by_ids(two_sources)
@@ -110,7 +111,7 @@ def test_losses_are_fetched_once(two_sources):
 @pytest.mark.parametrize("per_device_batch", [1, 100])
 def test_batches_are_no_larger_than_the_rows_need(two_sources, per_device_batch):
     """At most four times what training takes, and all alike, to be compiled once."""
-    rows = two_sources.rows("held_out")
+    rows = two_sources.count("held_out")
     batches = -(-rows // (4 * 4 * per_device_batch))
     with mock.patch.object(held_out, "held_out_batches", wraps=held_out.held_out_batches) as served:
         scored_by_ids(two_sources, None, per_device_batch)

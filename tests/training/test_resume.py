@@ -74,7 +74,7 @@ def test_signals_save_and_leave_cleanly(dataset, one_device, tmp_path):
         assert child.stop(number) == 0, child.log.read_text()
         newest = committed_steps(workdir / "checkpoints")[0]
         assert before < newest < STEPS
-        said = f"stopped at step {newest} of {STEPS}; run the same command again to go on"
+        said = f"stopped at step {newest} of {STEPS}; run the same command again to resume"
         assert said in child.log.read_text()
         assert len(metrics.read_row_losses(str(workdir))) == newest * SETTINGS["global_batch"]
         stopped = newest

@@ -57,7 +57,7 @@ def test_every_text_decodes_as_before(cut, big, many_texts):
 def test_only_the_paper_kills_pieces(cut):
     method, found, compact, _ = cut
     vocabulary = Vocabulary.of(compact)
-    dead = (vocabulary.dead & (vocabulary.kinds != proto.UNUSED)).sum()
+    dead = (vocabulary.unreachable & (vocabulary.kinds != proto.UNUSED)).sum()
     assert found["compact"]["dead"] == dead
     assert (dead > 0) == (method == "paper")
 
@@ -75,7 +75,7 @@ def test_flow_is_the_best_of_all_closed_sets(big, times):
         model.pieces.add(piece=piece, score=-rank, type=proto.NORMAL)
     vocabulary = Vocabulary.of(Tokenizer(model.SerializeToString()))
     free = range(len(base), len(vocabulary.pieces))
-    alive = [i for i in free if not vocabulary.dead[i]]
+    alive = [i for i in free if not vocabulary.unreachable[i]]
     emitted = np.zeros(len(vocabulary.pieces), int)
     emitted[alive] = times[: len(alive)]
     keep = ~np.isin(np.arange(len(vocabulary.pieces)), alive)
@@ -258,7 +258,7 @@ def test_named_pieces_stay(compress, tmp_path, big):
     wanted = next(p for p in Vocabulary.of(big).pieces[::-1] if len(p) > 3 and p not in kept)
     _, compact = compress(tmp_path / "b", vocab_size=300, keep=[wanted])
     assert wanted in Vocabulary.of(compact).pieces
-    assert not compact.dead.any()
+    assert not compact.unreachable.any()
     with pytest.raises(UserError, match=r"keep names 'xyzzy', which is no piece"):
         compress(tmp_path / "c", vocab_size=300, keep=["xyzzy"])
 
@@ -268,10 +268,10 @@ def test_wrong_targets_are_named_and_nothing_is_written(
 ):
     for changes, message in (
         ({}, "has no target"),
-        ({"vocab_size": 400, "coverage": 0.9}, "vocab_size and coverage; expected exactly one"),
-        ({"vocab_size": 200}, r"is 200; expected from 260, which must be kept, to 600"),
-        ({"vocab_size": 601}, r"is 601; expected from"),
-        ({"coverage": 1.5}, "is 1.5; expected between 0 and 1"),
+        ({"vocab_size": 400, "coverage": 0.9}, "vocab_size and coverage, expected exactly one"),
+        ({"vocab_size": 200}, r"is 200, expected at least 260 and at most 600"),
+        ({"vocab_size": 601}, r"is 601, expected at least 260"),
+        ({"coverage": 1.5}, "is 1.5, expected more than 0 and below 1"),
         ({"embedding_share": 0.01}, r"the 260 pieces that must be kept are"),
         ({"vocab_size": 400, "method": "best"}, "expected one of flow, unused, paper"),
     ):

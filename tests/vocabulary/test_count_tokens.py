@@ -136,9 +136,9 @@ def test_wrong_arguments_are_named(count, counts, corpora, dataset, texts, tmp_p
         count(corpora, tmp_path / "w", dataset=dataset.path)
     with pytest.raises(UserError, match="expected text and tokenizer, or a dataset alone"):
         count(corpora, tmp_path / "w", tokenizer=None)
-    with pytest.raises(UserError, match=r"held_out_fraction is 1; expected"):
+    with pytest.raises(UserError, match=r"held_out_fraction is 1, expected"):
         count(corpora, tmp_path / "w", held_out_fraction=1)
-    with pytest.raises(UserError, match=r"unit_bytes is 5; expected at least 1,024"):
+    with pytest.raises(UserError, match=r"unit_bytes is 5, expected at least 1,024"):
         count(corpora, tmp_path / "w", unit_bytes=5)
     with pytest.raises(UserError, match="runner_options are those of a runner"):
         count(corpora, tmp_path / "w", runner_options=["--x=1"])

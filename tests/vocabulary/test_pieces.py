@@ -39,9 +39,9 @@ def test_any_text_is_merged_as_sentencepiece_merges_it(big, pieces, scores, unus
     vocabulary = Vocabulary.of(tokenizer)
     assert vocabulary.emit(text) == tokenizer.encode(text)
     normal = vocabulary.kinds == proto.NORMAL
-    np.testing.assert_array_equal(vocabulary.dead & normal, tokenizer.dead)
+    np.testing.assert_array_equal(vocabulary.unreachable & normal, tokenizer.unreachable)
     for piece, i in vocabulary.ids.items():
-        if not vocabulary.dead[i] and len(piece) > 1:
+        if not vocabulary.unreachable[i] and len(piece) > 1:
             left, right = (vocabulary.pieces[part] for part in vocabulary.parts[i])
             assert left + right == piece
 
@@ -49,9 +49,9 @@ def test_any_text_is_merged_as_sentencepiece_merges_it(big, pieces, scores, unus
 def test_dead_pieces_of_a_real_tokenizer(real_data):
     tokenizer = Tokenizer.open(real_data / "tokenizers" / "internlm_v7_sft.model")
     vocabulary = Vocabulary.of(tokenizer)
-    assert vocabulary.dead.sum() == 41  # 40 that merge into something else, and a NUL
-    assert vocabulary.pieces[354] == "\0" and vocabulary.dead[354]
-    np.testing.assert_array_equal(vocabulary.dead, tokenizer.dead)
+    assert vocabulary.unreachable.sum() == 41  # 40 that merge into something else, and a NUL
+    assert vocabulary.pieces[354] == "\0" and vocabulary.unreachable[354]
+    np.testing.assert_array_equal(vocabulary.unreachable, tokenizer.unreachable)
 
 
 def test_characters_without_a_piece_become_bytes(big):
@@ -65,11 +65,11 @@ def test_a_piece_around_a_user_defined_one_is_dead(big):
     for piece, kind in (("<x>", proto.USER_DEFINED), ("a<x>", proto.NORMAL)):
         model.pieces.add(piece=piece, score=0.0, type=kind)
     vocabulary = Vocabulary.of(Tokenizer(model.SerializeToString()))
-    assert vocabulary.dead[-1]
+    assert vocabulary.unreachable[-1]
     assert not vocabulary.merging[-2]
 
 
 def test_unigram_models_are_refused(real_data):
     file = real_data / "tokenizers" / "chinese_llama_sp20000_unigram.model"
-    with pytest.raises(UserError, match="is a Unigram model; expected BPE"):
+    with pytest.raises(UserError, match="is a Unigram model, expected BPE"):
         Vocabulary.of(Tokenizer.open(file))

@@ -51,14 +51,12 @@ def test_tfds_opens_it_though_a_unit_of_text_was_empty(dataset, cut, prepare, te
     lengths = [re.findall(r'"shardLengths": \[.*?\]', info, re.DOTALL) for info in infos]
     assert lengths[0] == lengths[1]
     source = tfds.builder_from_directory(str(tmp_path / "new")).as_data_source("train")
-    assert len(source) == TokenDataset.open(tmp_path / "new").rows("train")
+    assert len(source) == TokenDataset.open(tmp_path / "new").count("train")
     assert len(source[len(source) - 1]["ids"]) == 25
 
 
 def test_a_killed_run_goes_on(dataset, cut, tmp_path, monkeypatch):
-    from pangu_tiny.vocabulary import remap_dataset
-
-    run, done = remap.Job.run, []
+    run, done = remap.UnitJob.run, []
 
     def stop(self, tokenizer):
         if len(done) == 2:
@@ -66,11 +64,13 @@ def test_a_killed_run_goes_on(dataset, cut, tmp_path, monkeypatch):
         run(self, tokenizer)
         done.append(self.index)
 
-    monkeypatch.setattr(remap.Job, "run", stop)
+    monkeypatch.setattr(remap.UnitJob, "run", stop)
     with pytest.raises(KeyboardInterrupt):
         remap_dataset(dataset.path, str(cut / "unused"), str(tmp_path / "w"), processes=1)
     first = list(done)
-    monkeypatch.setattr(remap.Job, "run", lambda *given: (done.append(given[0].index), run(*given)))
+    monkeypatch.setattr(
+        remap.UnitJob, "run", lambda *given: (done.append(given[0].index), run(*given))
+    )
     remap_dataset(dataset.path, str(cut / "unused"), str(tmp_path / "w"), processes=1)
     assert len(done) == len(set(done)) > len(first)
     remap_dataset(dataset.path, str(cut / "unused"), str(tmp_path / "whole"), processes=1)
@@ -91,7 +91,7 @@ def test_what_is_not_exact_has_to_be_asked_for(dataset, cut, tmp_path, tokenizer
         for d in (dataset, mapped)
     ]
     assert texts[0] == texts[1]
-    assert np.max(mapped.read("train", np.arange(mapped.rows("train")))) < 280
+    assert np.max(mapped.read("train", np.arange(mapped.count("train")))) < 280
 
 
 def test_what_does_not_belong_together_is_refused(dataset, cut, prepare, corpora, tmp_path):

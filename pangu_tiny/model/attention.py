@@ -1,0 +1,84 @@
+"""Grouped-query attention with rotary positions, with or without a cache of earlier ones.
+
+Axes: b batch, t position, s cached position, d width, h heads, n key-value heads, k head_dim,
+f h · k.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from pangu_tiny.model.init import matrix_init
+from pangu_tiny.model.kernels import attention, masked_attention
+from pangu_tiny.model.layers import apply_rope, gram, matmul, mean_size, record
+from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.topology.mesh import constrain
+
+
+class Cache(NamedTuple):
+    """Keys and values of earlier positions, float [layer, b, s, n, k] each, and how many there
+    are (int32 scalar); positions from `length` on are still free."""
+
+    keys: jax.Array
+    values: jax.Array
+    length: jax.Array
+
+
+def empty_cache(shape: ModelShape, batch: int, capacity: int, dtype: Any = jnp.float32) -> Cache:
+    """A cache for `capacity` positions of `batch` sequences."""
+    size = (shape.depth, batch, capacity, shape.kv_heads, shape.head_dim)
+    return Cache(jnp.zeros(size, dtype), jnp.zeros(size, dtype), jnp.zeros((), jnp.int32))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions.
+
+    Recorded: `size`, the mean length of what each head puts out; among "grams", `gram` of what all
+    of them put out, head after head.
+    """
+
+    shape: ModelShape
+    backend: str
+
+    @nn.compact
+    def __call__(self, x_btd, segments_bt, rope, cache):
+        d, h, n, k = self.shape.width, self.shape.heads, self.shape.kv_heads, self.shape.head_dim
+        query_dhk = self.param("query", matrix_init, (d, h, k))
+        key_dnk = self.param("key", matrix_init, (d, n, k))
+        value_dnk = self.param("value", matrix_init, (d, n, k))
+        out_hkd = self.param("out", matrix_init, (h, k, d))
+        q_bthk = constrain(_project(x_btd, query_dhk), "batch", None, "heads", None)
+        k_btnk = constrain(_project(x_btd, key_dnk), "batch", None, "kv_heads", None)
+        v_btnk = constrain(_project(x_btd, value_dnk), "batch", None, "kv_heads", None)
+        q_bthk, k_btnk = apply_rope(q_bthk, rope), apply_rope(k_btnk, rope)
+        if cache is None:
+            mixed_bthk = attention(q_bthk, k_btnk, v_btnk, segments_bt, self.backend)
+        else:
+            mixed_bthk, cache = _attend_cached(q_bthk, k_btnk, v_btnk, cache)
+        mixed_bthk = jax.ad_checkpoint.checkpoint_name(mixed_bthk, "attention_output")
+        record(self, "size", lambda: mean_size(_length(mixed_bthk)))
+        mixed_btf = mixed_bthk.reshape(*x_btd.shape[:2], h * k)
+        record(self, "gram", lambda: gram(mixed_btf), "grams")
+        return matmul(mixed_btf, out_hkd), cache
+
+
+def _project(x_btd: jax.Array, kernel_dhk: jax.Array) -> jax.Array:
+    return matmul(x_btd, kernel_dhk).reshape(*x_btd.shape[:2], *kernel_dhk.shape[1:])
+
+
+def _length(x: jax.Array) -> jax.Array:
+    return jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
+
+
+def _attend_cached(q_bthk, k_btnk, v_btnk, cache):
+    """Appends the new keys and values to one layer's cache and attends to all that is in it."""
+    keys_bsnk, values_bsnk, length = cache
+    start = (0, length, 0, 0)
+    keys_bsnk = jax.lax.dynamic_update_slice(keys_bsnk, k_btnk.astype(keys_bsnk.dtype), start)
+    values_bsnk = jax.lax.dynamic_update_slice(values_bsnk, v_btnk.astype(values_bsnk.dtype), start)
+    positions_t = length + jnp.arange(q_bthk.shape[1])
+    mask_ts = jnp.arange(keys_bsnk.shape[1])[None, :] <= positions_t[:, None]
+    mixed_bthk = masked_attention(q_bthk, keys_bsnk, values_bsnk, mask_ts[None])
+    return mixed_bthk, (keys_bsnk, values_bsnk)
