@@ -2,7 +2,8 @@
 
 A stage is a plain function with annotations. Its parameters are bound as `stage_name.parameter`;
 a parameter that is annotated with a dataclass (ModelShape, Optimizer, Hardware) is built from the
-bindings of that class. gin's parser reads the grammar: literals, macros (`NAME = 1`, `%NAME`),
+bindings of that class, which are the same for all stages: there is one `Optimizer.learning_rate`.
+gin's parser reads the grammar: literals, macros (`NAME = 1`, `%NAME`),
 includes, and `%gin.REQUIRED` for what must still be given; nothing is ever called. On the command
 line, where a string is wanted, what begins with % or @ is text.
 """
@@ -125,9 +126,10 @@ def describe(target: Callable[..., Any]) -> list[str]:
     hints = typing.get_type_hints(target)
     for key, parameter in inspect.signature(target).parameters.items():
         if built := _dataclass_in(hints[key]):
-            rest = f"unless nothing of {built.__name__} is bound"
-            optional = is_union(hints[key])
-            lines += [f"{line}, {rest}" if optional else line for line in describe(built)]
+            needed = "must be given"
+            if is_union(hints[key]):
+                needed += f", unless nothing of {built.__name__} is bound"
+            lines += [line.replace("must be given", needed) for line in describe(built)]
             continue
         required = parameter.default is parameter.empty
         default = "must be given" if required else f"default {parameter.default!r}"

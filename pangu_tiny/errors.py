@@ -1,4 +1,7 @@
-"""The one exception that means: the user can mend this; and the checks of single settings."""
+"""The one exception that means: the user can mend this; and the checks of single settings.
+
+Any public function may raise it; docstrings name only errors that a caller can act on.
+"""
 
 import math
 from collections.abc import Collection

@@ -311,7 +311,8 @@ def test_an_optional_dataclass_is_built_where_something_is_bound(tmp_path):
     values, effective = config.arguments(brew)
     assert values == {"sizes": Sizes(5)} and "Sizes.depth = 5\n" in effective
     assert config.describe(brew) == [
-        f"{line}, unless nothing of Sizes is bound" for line in config.describe(Sizes)
+        line.replace("must be given", "must be given, unless nothing of Sizes is bound")
+        for line in config.describe(Sizes)
     ]
 
 

@@ -101,7 +101,8 @@ def held_out_batches(
 ) -> grain.DatasetIterator:
     """One pass over a split in order, so that every target comes exactly once.
 
-    The last batch is filled up with rows of nothing but padding, whose row id is -1.
+    The last batch is filled up with rows of nothing but padding, whose row id is -1: they have no
+    target, so that their loss is 0, and whoever keeps losses by row leaves them out.
 
     Args:
       row_ids: integers [n], the rows that are served; by default all of the split.

@@ -113,6 +113,8 @@ class Calibration:
             del scores["influence"]  # of the whole teacher it was measured before
         elif method == "taylor":
             scores = self._taylor(params)
+        elif method not in ("learned", *WEIGHT_NORMS):
+            raise ValueError(f"no measure for method {method!r}")
         return {**squares, **scores}
 
     def learned(

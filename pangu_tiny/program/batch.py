@@ -85,6 +85,11 @@ class BatchLayout:
             self.shardings,
         )
 
+    def abstract_rows(self, sequence_length: int) -> jax.ShapeDtypeStruct:
+        """Those of the rows that are taken at once, as a scoring step takes them."""
+        size, layout = (self.rows_at_once, sequence_length + 1), ("batch", None)
+        return jax.ShapeDtypeStruct(size, jnp.int32, sharding=named_sharding(self.mesh, layout))
+
 
 def most_scored_at_once(mesh: Mesh, per_device_batch: int) -> int:
     """Rows over all devices: four times what training takes, since nothing is kept for a backward

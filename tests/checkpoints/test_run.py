@@ -1,6 +1,7 @@
 """Checkpoints: what was saved is what is read, or it is said that it cannot be."""
 
 import dataclasses
+import hashlib
 import logging
 import pathlib
 import resource
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_runs import SHAPE, assert_same_bits, read_arrays
 
+from pangu_tiny.checkpoints import checksums
 from pangu_tiny.checkpoints.read import committed_steps, describe, open_checkpoint
 from pangu_tiny.checkpoints.run import Writer
 from pangu_tiny.checkpoints.write import chunk_by_layer
@@ -181,6 +183,22 @@ def test_damage_is_never_silent(folder, target, kind, damage, capsys):
     assert str(folder / "20" / item) in reason, "the file is not named"
     assert committed_steps(folder) == [10]
     assert (folder / "20.damaged").is_dir()
+
+
+def test_checksums_of_before_they_were_checked_themselves_are_read(folder, target):
+    """Format 2: the list of checksums ends without a line about itself. A list of today that lost
+    that line is damaged."""
+    about = folder / "20" / "about"
+    sums, metadata = about / "checksums", about / "metadata"
+    lines = sums.read_text().splitlines(keepends=True)[:-1]
+    sums.write_text("".join(lines))
+    with pytest.raises(ValueError, match="checksums is damaged"):
+        checksums.check(folder / "20")
+    metadata.write_text(metadata.read_text().replace('"format": 3', '"format": 2'))
+    digest = hashlib.sha256(metadata.read_bytes()).hexdigest()
+    kept = [line for line in lines if not line.endswith("about/metadata\n")]
+    sums.write_text("".join([*kept, f"{digest}  about/metadata\n"]))
+    checksums.check(folder / "20")
 
 
 @given(st.floats(0, 1, exclude_max=True))

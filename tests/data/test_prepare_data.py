@@ -146,6 +146,14 @@ def test_processes_do_not_change_the_dataset(dataset, corpora, tokenizer_file, t
     assert content(tmp_path / "two") == content(dataset.path)
 
 
+def test_beam_makes_the_same_bytes(dataset, prepare, corpora, tmp_path):
+    pytest.importorskip("apache_beam")
+    prepare(corpora, tmp_path / "w", runner="DirectRunner")
+    assert content(tmp_path / "w") == content(dataset.path)
+    with pytest.raises(UserError, match=r"prepare_data\.runner_options are those of a runner"):
+        prepare(corpora, tmp_path / "no", runner_options=["--x=1"])
+
+
 def test_shards_change_the_packing_and_nothing_else(dataset, prepare, corpora, tmp_path):
     """Each unit of text is packed by itself, so the digest differs; the documents do not."""
     whole = prepare(corpora, tmp_path / "w", shard_bytes=2**20)
