@@ -1,6 +1,6 @@
 """Progress of long work: a bar on a terminal, a plain line now and then in a log."""
 
-import os
+import io
 import sys
 import time
 from typing import Any
@@ -40,7 +40,7 @@ class Progress:
             unit=unit,
             unit_scale=unit == "B",
             dynamic_ncols=True,
-            file=sys.stderr if terminal else open(os.devnull, "w"),  # noqa: SIM115
+            file=sys.stderr if terminal else _Silent(),
             disable=not shown,
         )
 
@@ -69,3 +69,10 @@ class Progress:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+class _Silent(io.StringIO):
+    """Swallows the bar where there is no terminal to draw it on."""
+
+    def write(self, _: str) -> int:
+        return 0

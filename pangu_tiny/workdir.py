@@ -203,7 +203,7 @@ def finished(kind: str, folder: str | os.PathLike[str], stage: str, file: str) -
     if path.exists():
         return path
     maker = (read_identity(folder) or {}).get("stage", stage)
-    made = f" and was made by {maker}" if maker != stage else ""
+    made = f" and was made by {maker}" if maker not in stage else ""
     raise UserError(f"{kind} {folder} has no {file}{made}, expected a folder that {stage} finished")
 
 

@@ -162,8 +162,16 @@ def _read(step: epath.Path) -> dict[str, str]:
         lines, closing = content, hashlib.sha256(content).hexdigest().encode()
     if closing.strip() != hashlib.sha256(lines).hexdigest().encode():
         raise ValueError(f"{sums} is damaged: its last line is not the sha256 of those above")
-    return {name: sha for sha, name in (line.split("  ") for line in lines.decode().splitlines())}
+    pairs = [line.partition("  ") for line in lines.decode(errors="replace").splitlines()]
+    digests = {name: digest for digest, _, name in pairs}
+    if "about/metadata" not in digests:
+        raise ValueError(f"{sums} is damaged: it does not list about/metadata")
+    return digests
 
 
 def _format(step: epath.Path) -> int:
-    return json.loads((step / "about" / "metadata").read_text())["format"]
+    metadata = step / "about" / "metadata"
+    try:
+        return json.loads(metadata.read_text())["format"]
+    except (ValueError, KeyError):
+        raise ValueError(f"{metadata} is damaged") from None

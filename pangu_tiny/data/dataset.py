@@ -18,6 +18,7 @@ from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.workdir import finished, read_json
 
 DESCRIPTION = "dataset.json"
+_MAKERS = "prepare-data (or remap-dataset)"
 TOKENIZER = "tokenizer.model"
 _NAMES = (
     "packing", "digest", "sequence_length", "vocab_size", "begin_id", "end_id",
@@ -79,7 +80,7 @@ class TokenDataset:
     @classmethod
     def described(cls, path: str | os.PathLike[str]) -> "TokenDataset":
         """What a folder's dataset.json says, without a look at the rows."""
-        description = read_json(finished("dataset", path, "prepare-data", DESCRIPTION), *_NAMES)
+        description = read_json(finished("dataset", path, _MAKERS, DESCRIPTION), *_NAMES)
         if description.get("packing") != rows.PACKING:
             raise UserError(
                 f"dataset {path} has packing rule {description.get('packing')},"

@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -107,7 +108,7 @@ class ShardWriter:
         self._digest = hashlib.sha256()
         # ArrayRecord's writer knows local files only.
         here = tempfile.gettempdir() if "://" in folder else folder
-        self._temporary = os.path.join(here, f".{self._name}.{os.getpid()}.tmp")
+        self._temporary = os.path.join(here, f".{self._name}.{uuid.uuid4().hex}.tmp")
         self._writer: Any = None
 
     def add(self, ids: np.ndarray, unknown: int = 0) -> None:

@@ -112,6 +112,8 @@ def inherit(
         "cuts": hashlib.sha256(text.encode()).hexdigest(),
         "tokenizer": small.digest,
         "tie": tie,
+        "new_rows": "mean",  # as version 0.1 has it, whose digests stay
+        "times": None,
         "calibrate_norms": ranking.digest if calibrate_norms else None,
         "correct_outputs": [ranking.digest, ridge] if correct_outputs else None,
         "dtype": dtype or str(opened.dtype),

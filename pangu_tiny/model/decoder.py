@@ -88,9 +88,7 @@ class Block(nn.Module):
 
 def _cosine(x_btd: jax.Array, y_btd: jax.Array) -> jax.Array:
     x_btd, y_btd = x_btd.astype(jnp.float32), y_btd.astype(jnp.float32)
-    lengths = jnp.linalg.norm(x_btd, axis=-1) * jnp.linalg.norm(
-        y_btd, axis=-1
-    )  # 0 for an embedding row that is padding
+    lengths = jnp.linalg.norm(x_btd, axis=-1) * jnp.linalg.norm(y_btd, axis=-1)
     products = jnp.sum(x_btd * y_btd, axis=-1)
     return products / jnp.maximum(lengths, jnp.finfo(jnp.float32).tiny)  # 0 in rows of padding
 

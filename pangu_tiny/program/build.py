@@ -19,15 +19,13 @@ from pangu_tiny.model.decoder import Decoder, parameter_shapes
 from pangu_tiny.model.layout import check_divides, param_shardings
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.program.batch import BatchLayout
-from pangu_tiny.program.optimizer import Optimizer, SharedSchedule
+from pangu_tiny.program.optimizer import OWN_SCHEDULE, Optimizer, SharedSchedule
 from pangu_tiny.program.step import Objective, TrainState, abstract_state, score_step, train_step
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.topology.mesh import make_mesh
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 """Of matrix products and activations."""
-
-_OWN_SCHEDULE = SharedSchedule()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +106,7 @@ def build_training(
     steps: int,
     global_batch: int,
     sequence_length: int,
-    shared_schedule: SharedSchedule = _OWN_SCHEDULE,
+    shared_schedule: SharedSchedule = OWN_SCHEDULE,
 ) -> Training:
     """What trains the model of a program.
 

@@ -109,6 +109,10 @@ class SharedSchedule:
         return self.start, length
 
 
+OWN_SCHEDULE = SharedSchedule()
+"""That of a run which shares it with no other."""
+
+
 def decay_mask(params: dict[str, Any]) -> dict[str, Any]:
     """True for the matrices (embedding, head, attention, FFN, shortcut), False for norms and for
     the scales and biases of the series activation. By leaf name: the rank of a stacked leaf says

@@ -8,7 +8,7 @@ from etils import epath
 
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import UserError, check_number, check_one_of
-from pangu_tiny.program.optimizer import Optimizer, SharedSchedule
+from pangu_tiny.program.optimizer import OWN_SCHEDULE, Optimizer, SharedSchedule
 from pangu_tiny.rounds.score_batches import check_scoring, score_batches, scoring_layout
 from pangu_tiny.rounds.scores import Scores
 from pangu_tiny.rounds.select_batches import Drawing, select_batches
@@ -56,7 +56,7 @@ def train_rounds(
         return os.fspath(epath.Path(workdir) / f"{name}_{number}")
 
     first = settings(train, dataset=dataset, workdir=below("round", 1))
-    if first["shared_schedule"]:
+    if first["shared_schedule"] != OWN_SCHEDULE:
         raise UserError("train-rounds sets SharedSchedule.start and SharedSchedule.steps itself")
     steps = total = first["steps"]
     if rounds > 1:

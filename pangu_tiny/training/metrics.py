@@ -149,8 +149,7 @@ class RowLosses:
 
 
 def row_loss_files(folder: epath.Path) -> dict[tuple[int, int], epath.Path]:
-    """What `RowLosses` wrote below a folder: the files by [first, last) step, in
-    order."""
+    """What `RowLosses` wrote below a folder: the files by [first, last) step, in order."""
     place = folder / "row_losses"
     paths = place.iterdir() if place.exists() else ()
     found = {_range(path): path for path in paths if path.suffix == ".bin"}

@@ -19,7 +19,7 @@ from pangu_tiny.model.init import SCHEMES
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.program.build import DTYPES, Program, Training, build, build_training
 from pangu_tiny.program.feed import Feed
-from pangu_tiny.program.optimizer import Optimizer, SharedSchedule
+from pangu_tiny.program.optimizer import OWN_SCHEDULE, Optimizer, SharedSchedule
 from pangu_tiny.program.step import TrainState, init_state
 from pangu_tiny.topology import processes
 from pangu_tiny.topology.hardware import Hardware
@@ -28,7 +28,7 @@ from pangu_tiny.topology.shared_workdir import claim_together
 from pangu_tiny.training.held_out import score_held_out
 from pangu_tiny.training.loop import Run, train_steps
 from pangu_tiny.training.metrics import MFU_FORMULA, peak_flops
-from pangu_tiny.training.watch import Profile, Watch, Watching
+from pangu_tiny.training.watch import WATCHING, Profile, Watch, Watching
 from pangu_tiny.workdir import difference, environment, read_json, write_atomically
 
 
@@ -61,8 +61,8 @@ def train(
     seed: int = 0,
     evaluate_every: int = 1000,
     save_every: int = 1000,
-    watching: Watching | None = None,
-    shared_schedule: SharedSchedule | None = None,
+    watching: Watching = WATCHING,
+    shared_schedule: SharedSchedule = OWN_SCHEDULE,
 ) -> Trained:
     """Trains a model, or resumes a run that was stopped in the same workdir.
 
@@ -95,7 +95,6 @@ def train(
     Returns:
       How far it came: `step` < `steps` after SIGTERM or ^C.
     """
-    watching, shared_schedule = watching or Watching(), shared_schedule or SharedSchedule()
     check_one_of("train.dtype", dtype, DTYPES)
     check_one_of("train.init", init, SCHEMES)
     check_number("train.steps", steps, 1)

@@ -59,6 +59,9 @@ class Watching:
             raise UserError(f"Watching.profile_steps is {steps}, expected [first, last], from 0")
 
 
+WATCHING = Watching()
+
+
 class Watch:
     """Follows the steps of a run, a step late (see `training/loop.py`); process 0 alone writes down
     what it reads.

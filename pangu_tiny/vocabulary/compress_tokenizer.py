@@ -60,7 +60,7 @@ def compress_tokenizer(
         48,000); the smallest such size is taken; or
       embedding_share: the share of the model's parameters in embedding and head that is not
         passed (the paper: 0.18), which needs `model`; the largest such size is taken.
-      method: "flow" leaves no dead piece; "unused" keeps what went as unused pieces, for the
+      method: "flow" leaves no unreachable piece; "unused" keeps what went as unused pieces, for the
         shortest text; "paper" is the published rule, which kills frequent pieces.
       keep: pieces that must stay, beside marks, bytes, user-defined ones and the space.
       text: documents whose held-out part, by the rule and fraction of the counts, the report

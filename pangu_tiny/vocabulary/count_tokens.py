@@ -66,10 +66,9 @@ def count_tokens(
       bad_utf8: "skip" (and count) documents that are not UTF-8, or "fail".
       text_key: the JSON key, Parquet column or TFDS feature that holds the text.
       unit_bytes: text that is counted at a time; by default as prepare-data cuts it.
-      runner: counts with Apache Beam on that runner (DirectRunner, DataflowRunner, FlinkRunner,
+      runner: works with Apache Beam on that runner (DirectRunner, DataflowRunner, FlinkRunner,
         SparkRunner, …) instead of on this machine's cores; text and workdir must lie where its
-        workers can reach them, with this package installed there. Equal counts; an interrupted
-        pipeline starts over.
+        workers can reach them, with this package installed there. The result is the same.
       runner_options: its flags, such as ['--project=P', '--region=R', '--temp_location=gs://…'].
     """
     check_reading("count_tokens", held_out_fraction, bad_utf8, unit_bytes=unit_bytes)

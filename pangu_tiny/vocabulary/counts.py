@@ -2,9 +2,9 @@
 
 The folder holds counts.npy, int64 [sources, ids], and counts.json, which says of what: the digests
 of tokenizer and corpus, and for every source its `documents`, `bytes` (raw UTF-8), `tokens` (text
-without marks), `normalised_bytes` and `unknown_bytes` (see `unknown.py`). Only the training split
-is counted. `skipped` and `left_out` are the documents and files that were not read, as in
-dataset.json.
+without marks), `normalised_bytes` and `unknown_bytes` (see `tokenizer/unknown.py`). Only the
+training split is counted. `skipped` and `left_out` are the documents and files that were not read,
+as in dataset.json.
 
 The digest of a source is the sum of the sha256 of its documents, modulo 2^256: it depends on
 neither their order nor on how the work was cut. Where a token dataset was counted, it is made of

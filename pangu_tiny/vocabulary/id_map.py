@@ -76,8 +76,8 @@ class Cut(NamedTuple):
         return 1 - np.append(lost, 0) / self.times.sum()
 
     def compact(self, size: int) -> Tokenizer:
-        """The tokenizer of that size. Unreachable pieces are removed, and so are
-        single characters, which would be emitted though they are unused."""
+        """The tokenizer of that size. Unreachable pieces are removed, and so are single characters,
+        which would be emitted though they are unused."""
         kept = self.kept(size)
         if not self.merged_through:
             return self.tokenizer.select(kept)

@@ -150,5 +150,5 @@ METHODS: dict[str, Callable[[Vocabulary, np.ndarray, np.ndarray], list[int]]] = 
     "unused": _unused,
     "paper": _paper,
 }
-"""flow: no dead piece, a plain model. unused: what went stays as an unused piece, which is merged
-through; the shortest text. paper: the published rule, for comparison."""
+"""flow: no unreachable piece, a plain model. unused: what was dropped stays as an unused piece, and
+is merged through; the shortest text. paper: the published rule, for comparison."""

@@ -122,7 +122,7 @@ def facts(figures: dict[str, Any]) -> dict[str, str]:
             f"{entry['bytes'] / entry[f'tokens_{when}']:.3f}" for when in ("before", "after")
         )
         increase = entry["tokens_after"] / entry["tokens_before"] - 1
-        lines[name] = f"{before} → {after} bytes a token held out, {increase:+.3%} tokens"
+        lines[f"text {name}"] = f"{before} → {after} bytes a token held out, {increase:+.3%} tokens"
     if not figures["held_out"]:
         lines["held out"] = "not measured; compress_tokenizer.text gives text to measure on"
     if figures["huggingface"] is None:
@@ -254,11 +254,6 @@ def _lost(cut: Cut, compact: Tokenizer, size: int) -> list[dict[str, Any]]:
 
 def _coverage(cut: Cut, size: int) -> float:
     return float(cut.times[cut.kept(size)].sum() / cut.times.sum())
-
-
-def _sizes(tokenizer: Tokenizer) -> dict[str, Any]:
-    dead = int(tokenizer.unreachable.sum())
-    return {"digest": tokenizer.digest, "size": tokenizer.vocab_size, "dead": dead}
 
 
 def _tokens(tokenizer: Tokenizer, texts: list[str]) -> int:

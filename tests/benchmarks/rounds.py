@@ -96,7 +96,7 @@ class Experiment:
 
     def run(self, protocol: str, row: Row) -> dict[str, Any]:
         """One row: bits per byte held out, the first round's losses at the end, by part, steps."""
-        from pangu_tiny.program.optimizer import SharedSchedule
+        from pangu_tiny.program.optimizer import OWN_SCHEDULE, SharedSchedule
         from pangu_tiny.rounds.select_batches import select_batches
         from pangu_tiny.training.metrics import read_metrics
 
@@ -109,7 +109,7 @@ class Experiment:
         shuffle = protocol != "in_turn"
         stored = "" if shuffle else "-stored"
         first = self._train(f"round_1-{steps}-{total if shared else steps}{stored}", steps, {
-            "shared_schedule": SharedSchedule(0, total) if shared else None,
+            "shared_schedule": SharedSchedule(0, total if shared else None),
             "shuffle": shuffle,
         })  # fmt: skip
         last, done = first, steps
@@ -127,7 +127,7 @@ class Experiment:
                 f"{pathlib.Path(index).name}-{row.restart}",
                 count,
                 {
-                    "shared_schedule": SharedSchedule(done, total) if shared else None,
+                    "shared_schedule": SharedSchedule(done, total) if shared else OWN_SCHEDULE,
                     "optimizer": optimizer,
                     "checkpoint": last,
                     "round_index": f"{index}-index",

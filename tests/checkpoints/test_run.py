@@ -199,6 +199,10 @@ def test_checksums_of_before_they_were_checked_themselves_are_read(folder, targe
     kept = [line for line in lines if not line.endswith("about/metadata\n")]
     sums.write_text("".join([*kept, f"{digest}  about/metadata\n"]))
     checksums.check(folder / "20")
+    for damage in ("", "no list\n", "".join(kept)):
+        sums.write_text(damage)
+        with pytest.raises(ValueError, match=r"about/checksums is damaged"):
+            checksums.check(folder / "20")
 
 
 @given(st.floats(0, 1, exclude_max=True))

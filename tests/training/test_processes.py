@@ -80,5 +80,5 @@ def test_two_processes_go_back_together_from_damage(runs, dataset):
     assert [child.wait() for child in start_two(dataset, workdir)] == [0, 0]
     log = (workdir.parent / "log0").read_text()
     [line] = [line for line in log.splitlines() if "20 is damaged" in line]
-    assert "going on from step 15: DATA_LOSS: Error reading" in line, "the second one says why"
+    assert "resuming from step 15: DATA_LOSS: Error reading" in line, "the second one says why"
     assert committed_steps(workdir / "checkpoints")[0] == STEPS

@@ -28,7 +28,7 @@ def other_dataset(tmp_path_factory):
     [
         ("--gin.Optimizer.learning_rate=1", "optimizer.learning_rate is 0.003 in process 0 (", ""),
         ("--gin_file=none.gin", "process 1 (", "--gin_file=none.gin: no such file"),
-        ("another dataset", "dataset is '", ""),
+        ("another dataset", "dataset is ", ""),
         ("--gin.train.dataset=nowhere", "process 1 (", "dataset nowhere has no dataset.json"),
         ("another version", "version.pangu_tiny is '", ""),
         ("another folder", "process 1 (", "is not there, though process 0 has it"),
