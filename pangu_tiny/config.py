@@ -110,6 +110,12 @@ def arguments(stage: Callable[..., Any], **given: Any) -> tuple[dict[str, Any], 
     return values, "\n".join(effective) + "\n"
 
 
+def is_bound(binding: str) -> bool:
+    """Whether anything but `%gin.REQUIRED` was bound to `stage.parameter`."""
+    bound = _bindings.get(binding)
+    return bound is not None and bound.value != _REQUIRED
+
+
 def build(target: type[T], *gin_files: str) -> T:
     """A dataclass from the bindings of some files, as in `build(ModelShape, "models/X.gin")`."""
 

@@ -13,8 +13,8 @@ PACKAGE = pathlib.Path(pangu_tiny.__file__).parent
 
 ROOMS = [
     "__main__", "cli",
-    "reproduce", "evaluation", "inherit", "rounds", "convert", "training", "checkpoints",
-    "vocabulary", "program", "data", "model", "text", "tokenizer", "topology",
+    "reproduce", "planning", "evaluation", "inherit", "rounds", "convert", "training",
+    "checkpoints", "vocabulary", "program", "data", "model", "text", "tokenizer", "topology",
     "jobs", "beam", "config", "arrays", "page", "workdir", "progress", "git_lfs", "typed", "errors",
 ]  # fmt: skip
 """Packages and lone files; each imports those after it alone."""

@@ -71,13 +71,13 @@ class Training(NamedTuple):
       layout: of a batch.
       optimizer: the transformation of gradients.
       state: shape, dtype and layout of every leaf.
-      step: see `train_step`.
+      step: what `train_step` makes, a compiled function.
     """
 
     layout: BatchLayout
     optimizer: optax.GradientTransformation
     state: TrainState
-    step: Callable[..., Any]
+    step: Any
 
 
 def build(

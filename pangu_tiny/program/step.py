@@ -17,6 +17,7 @@ from pangu_tiny.model.decoder import Decoder, head_kernel, init_params, paramete
 from pangu_tiny.model.layout import param_shardings
 from pangu_tiny.program.batch import Batch, BatchLayout
 from pangu_tiny.program.loss import Loss, cross_entropy
+from pangu_tiny.topology.compiler import compiler_options
 from pangu_tiny.topology.mesh import named_sharding
 
 
@@ -187,6 +188,7 @@ def train_step(
         in_shardings=(shardings, layout.shardings),
         out_shardings=(shardings, named_sharding(layout.mesh, ())),
         donate_argnums=0,
+        compiler_options=compiler_options(layout.mesh),
     )
 
 

@@ -1,0 +1,1 @@
+"""What programs will cost on TPUs, found out without one."""

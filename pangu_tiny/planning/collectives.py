@@ -1,0 +1,113 @@
+"""What devices exchange in a compiled program, and how long their links take for it.
+
+Bytes are those that one chip must receive. Of n chips and a result of r bytes that is r · (n − 1)/n
+for all-gather and all-to-all, twice that for all-reduce, r · (n − 1) for reduce-scatter. They come
+over all links that the worst placed chip has; those of a permutation over one.
+"""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from pangu_tiny.planning.hlo import Instruction
+from pangu_tiny.topology.slices import Slice
+
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+    "collective-broadcast",
+)
+
+
+class Collective(NamedTuple):
+    """An exchange.
+
+    Attributes:
+      kind: one of `KINDS`.
+      dtype: of what is exchanged.
+      bytes: that a chip receives, each time.
+      chips: that exchange with one another.
+      network: "ICI", or "DCN" where they lie in several slices.
+      seconds: of the links, each time.
+      exposed: seconds of them that no computation hides.
+      synchronous: whether nothing else runs meanwhile, so that all of it is exposed.
+      times: a step.
+      op_name: of the operation that it belongs to.
+    """
+
+    kind: str
+    dtype: str
+    bytes: float
+    chips: int
+    network: str
+    seconds: float
+    exposed: float
+    synchronous: bool
+    times: int
+    op_name: str
+
+
+def kind_of(instruction: Instruction) -> str | None:
+    """The kind of an instruction that starts or does an exchange."""
+    kind = instruction.opcode.removesuffix("-start")
+    return kind if kind in KINDS else None
+
+
+def exchange(
+    instruction: Instruction, where: Slice, dcn_rate: float, partitions: int, times: int
+) -> Collective:
+    """The exchange of an instruction, as if nothing hid it.
+
+    Args:
+      dcn_rate: bytes per second that a chip receives from other slices.
+      partitions: of the program.
+    """
+    kind = kind_of(instruction)
+    if kind is None:
+        raise ValueError(f"{instruction.opcode} exchanges nothing")
+    arrays = instruction.arrays
+    if instruction.opcode.endswith("-start"):  # operands, then results, then flags
+        largest = max(arrays, key=lambda array: array.bytes)
+        arrays = [largest if kind == "all-gather" else arrays[0]]
+    group = _group(instruction, partitions)
+    chips, result = len(group), sum(array.bytes for array in arrays)
+    share = (chips - 1) / chips
+    factors = {"all-gather": share, "all-to-all": share, "all-reduce": 2 * share}
+    received = result * (chips - 1 if kind == "reduce-scatter" else factors.get(kind, 1.0))
+    per_slice = where.chips // where.slices
+    crosses = len({member // per_slice for member in group}) > 1
+    links = 1 if kind == "collective-permute" else max(1, where.links)
+    rate = dcn_rate if crosses else links * where.chip.link_rate
+    seconds = received / rate
+    network = "DCN" if crosses else "ICI"
+    return Collective(
+        kind, arrays[0].dtype, received, chips, network, seconds, seconds, True, times,
+        instruction.op_name,
+    )  # fmt: skip
+
+
+def _group(instruction: Instruction, partitions: int) -> list[int]:
+    """The devices of one group, by number."""
+    text = instruction.attributes
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", text):
+        return [int(number) for number in match[1].split(",")]
+    if match := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", text):
+        return [int(match[1]), int(match[2])]
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", text):
+        axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
+        used = re.findall(r"'([^']+)'", match[2])
+        numbers = np.arange(np.prod(list(axes.values()))).reshape(list(axes.values()))
+        first = tuple(slice(None) if name in used else 0 for name in axes)
+        return numbers[first].reshape(-1).tolist()
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        sizes = [int(size) for size in match[3].split(",")]
+        numbers = np.arange(np.prod(sizes)).reshape(sizes)
+        if match[4]:
+            numbers = numbers.transpose([int(axis) for axis in match[4].split(",")])
+        return numbers.reshape(int(match[1]), int(match[2]))[0].tolist()
+    return list(range(partitions))
