@@ -103,6 +103,10 @@ def _blocked(q_bthk, k_bsnk, v_bsnk, segments_bt, block=64):
     return jnp.swapaxes(jnp.concatenate(mixed, axis=2), 1, 2)
 
 
+SPLASH_BLOCK = 128
+"""Rows and columns of the blocks that splash attention takes by default."""
+
+
 def _splash(q_bthk, k_bsnk, v_bsnk, segments_bt, interpret=False):
     """Pallas' splash attention for TPUs, which never makes the square and skips its upper half.
 

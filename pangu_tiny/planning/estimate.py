@@ -6,6 +6,7 @@ import re
 from typing import Any, NamedTuple
 
 from pangu_tiny.planning.collectives import Collective
+from pangu_tiny.planning.kernels import base_name
 from pangu_tiny.planning.schedule import Schedule
 from pangu_tiny.topology.slices import Slice
 
@@ -13,8 +14,10 @@ RULES = (
     "compute: the compiler's own cycles of every instruction, times the turns of its loops",
     "exposed: link time less the cycles between start and end, at least 0; synchronous ones whole",
     "link time: bytes that a chip must receive / (links of the worst placed chip × their rate)",
-    "kernels and instructions without an estimate: at least bytes / memory rate, so that the total "
-    "is a lower bound where there are any",
+    "attention kernel: its bundles, compiled alone, × blocks on and below the diagonal × heads × "
+    "sequences / cores of a device; branches of some blocks count in all, waits for memory in none",
+    "other kernels, and instructions without an estimate: at least bytes / memory rate, so that "
+    "the total is a lower bound where there are any",
 )
 
 _PARTS = {
@@ -34,6 +37,7 @@ class Estimate(NamedTuple):
     """Seconds of a step by what they go to; those of `at_least` are bounds."""
 
     compute: float
+    kernels: float
     exposed_ici: float
     exposed_dcn: float
     waits: float
@@ -44,14 +48,23 @@ class Estimate(NamedTuple):
         return sum(self)
 
 
-def estimate(schedule: Schedule, where: Slice) -> Estimate:
+def estimate(schedule: Schedule, where: Slice, kernel_cycles: dict[str, int]) -> Estimate:
+    """The seconds of a step.
+
+    Args:
+      kernel_cycles: of one core, each time, by the names of those kernels that were counted.
+    """
     chip = where.chip
     exposed = {"ICI": 0.0, "DCN": 0.0}
     for found in schedule.collectives:
         exposed[found.network] += found.exposed * found.times
-    uncosted = sum(item.bytes * item.times for item in (*schedule.kernels, *schedule.uncosted))
+    counted = [item for item in schedule.kernels if base_name(item.name) in kernel_cycles]
+    cycles = sum(kernel_cycles[base_name(item.name)] * item.times for item in counted)
+    others = [item for item in schedule.kernels if item not in counted]
+    uncosted = sum(item.bytes * item.times for item in (*others, *schedule.uncosted))
     return Estimate(
         schedule.cycles / chip.clock,
+        cycles / chip.cores / chip.clock,
         exposed["ICI"],
         exposed["DCN"],
         schedule.waits,

@@ -19,6 +19,7 @@ import jax
 from pangu_tiny import config
 from pangu_tiny.data.rows import Marks
 from pangu_tiny.errors import UserError, check_number, one_line
+from pangu_tiny.model.kernels import SPLASH_BLOCK
 from pangu_tiny.planning import hlo
 from pangu_tiny.planning.estimate import (
     collectives_table,
@@ -26,6 +27,7 @@ from pangu_tiny.planning.estimate import (
     run_cost,
     seconds_by_part,
 )
+from pangu_tiny.planning.kernels import Attention, kernel_cycles
 from pangu_tiny.planning.report import report_of
 from pangu_tiny.planning.schedule import read_schedule
 from pangu_tiny.program.build import Program, Training, build, build_training
@@ -155,7 +157,8 @@ def _figures(
         text = compiled.as_text()
     seconds = time.monotonic() - began
     schedule = read_schedule(hlo.parse(text), where, dcn_rate)
-    step = estimate(schedule, where)
+    attention = _attention(program, training, where, sequence_length)
+    step = estimate(schedule, where, kernel_cycles(attention) if attention else {})
     tokens_per_step = training.layout.rows * sequence_length
     flops = program.shape.flops_per_token(sequence_length)
     return {
@@ -170,6 +173,25 @@ def _figures(
         "unknown_loops": schedule.unknown_loops,
         "run": run_cost(step.total, tokens_per_step, flops, where, tokens),
     }
+
+
+def _attention(
+    program: Program, training: Training, where: Slice, sequence_length: int
+) -> Attention | None:
+    """What the attention kernel of one chip does; None where there is no kernel."""
+    if program.hardware.attention != "splash":
+        return None
+    shape, mesh = program.shape, program.mesh
+    tensor = mesh.shape["tensor"]
+    return Attention(
+        where.topology,
+        training.layout.rows_at_once // batch_shards(mesh),
+        shape.heads // tensor,
+        shape.kv_heads // tensor,
+        sequence_length,
+        shape.head_dim,
+        SPLASH_BLOCK,
+    )
 
 
 def _memory(training: Training, analysis: Any, where: Slice) -> dict[str, int]:

@@ -10,10 +10,11 @@ from pangu_tiny.planning.estimate import RULES
 _GIB = 2**30
 _STEP = {
     "compute": "computation",
+    "kernels": "attention kernel",
     "exposed_ici": "exposed exchanges, ICI",
     "exposed_dcn": "exposed exchanges, DCN",
     "waits": "waits for copies to fast memory",
-    "at_least": "kernels and all else without an estimate, at least",
+    "at_least": "what has no estimate, at least",
 }
 
 

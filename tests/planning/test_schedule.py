@@ -100,11 +100,16 @@ def test_cycles_exchanges_and_what_has_no_estimate(program):
     assert not gather.synchronous and gather.dtype == "bf16"
     assert (reduce.chips, reduce.bytes) == (4, 2 * 4096 * 3 / 4)
     assert reduce.synchronous and reduce.exposed == pytest.approx(reduce.bytes / rate)
-    step = estimate(schedule, V5E)
+    step = estimate(schedule, V5E, {})
     assert step.compute == pytest.approx(120 / 1.5e9)
     exposed = reduce.exposed + 4 * gather.exposed
     assert step.exposed_ici == pytest.approx(exposed) and step.exposed_dcn == 0
-    assert step.at_least == pytest.approx(8192 / 0.819e12)
+    assert step.at_least == pytest.approx(8192 / 0.819e12) and step.kernels == 0
+    counted = estimate(schedule, V5E, {"kernel": 3000})
+    assert counted.kernels == pytest.approx(3000 / 1.5e9) and counted.at_least == 0
+    assert estimate(schedule, parse_slice("v5p-8"), {"kernel": 3000}).kernels == pytest.approx(
+        3000 / 2 / 1.75e9
+    )
     assert seconds_by_part(schedule, V5E) == {"feed-forward": pytest.approx(120 / 1.5e9)}
     table = collectives_table(schedule)
     assert sum(row["exposed"] for row in table) == pytest.approx(exposed)
