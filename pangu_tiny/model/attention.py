@@ -57,7 +57,6 @@ class Attention(nn.Module):
             mixed_bthk = attention(q_bthk, k_btnk, v_btnk, segments_bt, self.backend)
         else:
             mixed_bthk, cache = _attend_cached(q_bthk, k_btnk, v_btnk, cache)
-        mixed_bthk = jax.ad_checkpoint.checkpoint_name(mixed_bthk, "attention_output")
         record(self, "size", lambda: mean_size(_length(mixed_bthk)))
         mixed_btf = mixed_bthk.reshape(*x_btd.shape[:2], h * k)
         record(self, "gram", lambda: gram(mixed_btf), "grams")

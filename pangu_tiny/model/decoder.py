@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from pangu_tiny.errors import check_one_of
 from pangu_tiny.model.attention import Attention, Cache
 from pangu_tiny.model.init import apply_scheme, matrix_init
-from pangu_tiny.model.kernels import lookup
+from pangu_tiny.model.kernels import OUTPUT, lookup
 from pangu_tiny.model.layers import AugmentedShortcut, FeedForward, RMSNorm, record, rope_tables
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.topology.mesh import constrain
@@ -52,8 +52,11 @@ Dtype = Any
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names("attention_output"),
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(OUTPUT),
+    ),
+    "attention": jax.checkpoint_policies.save_only_these_names(OUTPUT),
 }
 
 

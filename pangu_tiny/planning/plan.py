@@ -19,7 +19,7 @@ import jax
 from pangu_tiny import config
 from pangu_tiny.data.rows import Marks
 from pangu_tiny.errors import UserError, check_number, one_line
-from pangu_tiny.model.kernels import SPLASH_BLOCK
+from pangu_tiny.model.kernels import splash_block
 from pangu_tiny.planning import hlo
 from pangu_tiny.planning.estimate import (
     collectives_table,
@@ -190,7 +190,7 @@ def _attention(
         shape.kv_heads // tensor,
         sequence_length,
         shape.head_dim,
-        SPLASH_BLOCK,
+        splash_block(sequence_length),
     )
 
 

@@ -13,8 +13,8 @@ class Hardware:
       data, fsdp, tensor: sizes of the mesh axes; one may be −1, "what is left".
       per_device_batch: the largest number of sequences that one device takes at once; gradient
         accumulation follows from it and the global batch.
-      remat: what the backward pass recomputes: "none", "full", "dots" (keeps the matrix products)
-        or "attention" (keeps only the output of attention).
+      remat: what the backward pass recomputes: "none", "full", "attention" (keeps what attention
+        gives) or "dots" (keeps the matrix products too).
       attention: back end, see `model/kernels.py`.
       unroll: blocks per step of the scan over depth; 0 unrolls it all, which is fastest on a CPU
         and slowest to compile.

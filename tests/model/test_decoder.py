@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.interpreters import partial_eval
 from programs import equations, matmul_flops
 from shapes import TINY, random_params
 
@@ -21,6 +22,7 @@ from pangu_tiny.model.decoder import (
     parameter_shapes,
     project,
 )
+from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.program.step import Objective
 
 BEGIN, END = 1, 2
@@ -76,8 +78,8 @@ def test_remat_equals_no_remat(plain, recomputed, remat):
 
 def test_remat_policies_recompute_what_they_say(plain, recomputed):
     """full: the whole of every block but its last product, which no gradient needs. attention:
-    the same without the square of attention's weights times values. dots: only the square, whose
-    products have batch axes."""
+    the same without the square of attention's weights times values. dots: only the scores, whose
+    products have batch axes, since what attention gives is kept too."""
     tokens, shape = 2 * 16, TINY
     part = shape.parameters_by_part()
     half_square = 2 * tokens * 16 * shape.heads * shape.head_dim * shape.depth
@@ -87,7 +89,22 @@ def test_remat_policies_recompute_what_they_say(plain, recomputed):
     extra = {remat: matmul_flops(recomputed[remat][0]) - base for remat in REMAT_POLICIES}
     assert extra["full"] == block - last
     assert extra["attention"] == block - last - half_square
-    assert extra["dots"] == 2 * half_square
+    assert extra["dots"] == half_square
+
+
+@pytest.mark.parametrize(("remat", "kernels"), [("full", 4), ("dots", 3), ("attention", 3)])
+def test_a_fused_kernel_runs_forward_once(remat, kernels):
+    """Its normalisers are kept with its output: else the backward pass would run it again, beside
+    its own two kernels."""
+    shape = ModelShape(depth=2, width=32, heads=1, head_dim=128, ffn_width=48, vocab_size=100)
+    decoder = Decoder(shape, jnp.bfloat16, "splash_interpret", remat)
+    objective = Objective(decoder, BEGIN, END, loss_chunk=128)
+    rows = jax.ShapeDtypeStruct((1, 257), jnp.int32)
+    gradient = jax.make_jaxpr(jax.grad(lambda params, rows: objective(params, rows)[0].total))
+    jaxpr = gradient(parameter_shapes(shape), rows).jaxpr
+    jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))  # as the compiler does
+    calls = [times for found, times in equations(jaxpr) if found.primitive.name == "pallas_call"]
+    assert sum(calls) == kernels * shape.depth
 
 
 def test_what_is_kept_for_the_backward_pass():
@@ -97,7 +114,7 @@ def test_what_is_kept_for_the_backward_pass():
     gradient = jax.make_jaxpr(jax.grad(lambda params: objective(params, ROWS)[0].total))
     jaxpr = gradient(parameter_shapes(TINY)).jaxpr
     forward = next(found for found, _ in equations(jaxpr) if found.primitive.name == "scan")
-    kept = [array.aval for array in forward.outvars[forward.params["num_carry"] :]]
+    kept = [x.aval for x in forward.outvars if x.aval.shape[:1] == (TINY.depth,)]
     wide = [aval.dtype for aval in kept if aval.shape[1:] == (2, 16, TINY.ffn_width)]
     assert set(wide) == {jnp.dtype(jnp.bfloat16)}
     assert not any(aval.ndim == 3 for aval in kept), kept
