@@ -27,6 +27,14 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 _WORDS = ["the", "cat", "sat", "größer", "世界", "ran\n", "away", "1234", "  ", "🙂", "\t"]
 
 
+_LONG = ("rounds", "inherit", "reproduce", "training")
+
+
+def pytest_collection_modifyitems(items):
+    """Files of few long tests first, so that no process is left alone with one in the end."""
+    items.sort(key=lambda item: item.path.parent.name not in _LONG)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
     """Compiled programs are kept, for child processes too (see `tiny_runs.start`)."""

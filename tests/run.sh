@@ -23,4 +23,4 @@ case "${1:-}" in
 esac
 source launch/environment.sh "$extras" ${constraints:+--constraint "$constraints"}
 export JAX_PLATFORMS=cpu
-exec python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"
+exec python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "$@"

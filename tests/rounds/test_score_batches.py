@@ -85,6 +85,7 @@ def test_a_round_that_was_not_shuffled_is_scored_as_it_was_trained(dataset, scor
     assert found.dtype == "bfloat16"
 
 
+@pytest.mark.pods
 @pytest.mark.parametrize("processes", [1, 2])
 def test_one_device_and_two_processes_find_the_same(dataset, trained, scored, tmp_path, processes):
     workdir = tmp_path / "scores"

@@ -62,6 +62,7 @@ def assert_same_run(found, expected):
     np.testing.assert_array_equal(found[1], expected[1])
 
 
+@pytest.mark.pods
 def test_signals_save_and_leave_cleanly(dataset, one_device, tmp_path):
     """^C after a few steps, then SIGTERM, then to the end: exit code 0 each time, a checkpoint
     where it stopped, and nothing is trained twice."""

@@ -108,6 +108,7 @@ def test_a_dataset_counts_as_its_text_does(counts, count, dataset, tmp_path):
             assert other.sources[name][kind] == entry[kind]
 
 
+@pytest.mark.pods
 def test_killed_and_started_again_it_counts_the_same(counts, corpora, tokenizer_file, tmp_path):
     settings = {
         "text": corpora, "tokenizer": tokenizer_file, "held_out_fraction": 0.2, "processes": 2,
