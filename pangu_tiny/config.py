@@ -237,9 +237,14 @@ def _bind(scope: str, selector: str, parameter: str, bound: _Bound, known: _Know
         raise UserError(f"{bound.origin}: unknown name {selector!r}, expected one of {names}")
     parameters = inspect.signature(target).parameters
     if parameter not in parameters:
+        built_have = [
+            f"{name}.{parameter}"
+            for name, built in _dataclasses_of(target).items()
+            if parameter in inspect.signature(built).parameters
+        ]
+        expected = " or ".join(built_have) or f"one of {', '.join(parameters)}"
         raise UserError(
-            f"{bound.origin}: {selector} has no parameter {parameter!r}, "
-            f"expected one of {', '.join(parameters)}"
+            f"{bound.origin}: {selector} has no parameter {parameter!r}, expected {expected}"
         )
     if built := _dataclass_in(typing.get_type_hints(target)[parameter]):
         fields = inspect.signature(built).parameters

@@ -167,6 +167,7 @@ def test_any_text_survives_the_command_line_and_the_effective_config(tmp_path_fa
         ("bake.steps = @serve", "a.gin:3: bake.steps = @serve: expected int"),
         ("bake.steps = @serve()", "a.gin:3: bake.steps = @serve: expected int"),
         ("boil.steps = 3", "a.gin:3: unknown name 'boil', expected one of Sizes, bake, serve"),
+        ("bake.depth = 3", "a.gin:3: bake has no parameter 'depth', expected Sizes.depth"),
         ("bake.stepz = 3", "a.gin:3: bake has no parameter 'stepz', expected one of workdir, si"),
         ("steps = 3", "a.gin:3: %steps is used nowhere"),
         ("bake.steps = %steps", "a.gin:3: %steps has no value, expected steps = VALUE"),
