@@ -91,6 +91,29 @@ def exchange(
     )  # fmt: skip
 
 
+def rendezvous(instruction: Instruction) -> str | None:
+    """What the two halves of an exchange between slices, a send and a recv, have in common."""
+    match = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.attributes)
+    return match[1] if match and instruction.opcode in ("send", "recv") else None
+
+
+def exchange_of_slices(
+    instruction: Instruction, where: Slice, dcn_rate: float, times: int
+) -> Collective:
+    """The exchange between slices that a send begins, as if nothing hid it."""
+    match = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    kind = match[1].lower().replace("_", "-") if match else "collective-permute"
+    array, slices = instruction.arrays[0], where.slices
+    share = (slices - 1) / slices
+    factors = {"all-gather": slices - 1, "all-reduce": 2 * share, "collective-permute": 1}
+    received = array.bytes * factors.get(kind, share)
+    seconds = received / dcn_rate
+    return Collective(
+        kind, array.dtype, received, slices, "DCN", seconds, seconds, True, times,
+        instruction.op_name,
+    )  # fmt: skip
+
+
 def _group(instruction: Instruction, partitions: int) -> list[int]:
     """The devices of one group, by number."""
     text = instruction.attributes

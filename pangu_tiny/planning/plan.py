@@ -9,6 +9,7 @@ libtpu compiles for slices that are not there. The folder that it writes holds
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -201,7 +202,7 @@ def _memory(training: Training, analysis: Any, where: Slice) -> dict[str, int]:
         leaves = jax.tree.leaves(tree)
         sizes = (leaf.sharding.shard_shape(leaf.shape) for leaf in leaves)
         return sum(
-            leaf.dtype.itemsize * _product(size) for leaf, size in zip(leaves, sizes, strict=True)
+            leaf.dtype.itemsize * math.prod(size) for leaf, size in zip(leaves, sizes, strict=True)
         )
 
     return {
@@ -211,10 +212,3 @@ def _memory(training: Training, analysis: Any, where: Slice) -> dict[str, int]:
         "temporaries": analysis.temp_size_in_bytes,
         "code": analysis.generated_code_size_in_bytes,
     }
-
-
-def _product(size: tuple[int, ...]) -> int:
-    product = 1
-    for part in size:
-        product *= part
-    return product

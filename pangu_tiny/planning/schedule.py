@@ -10,7 +10,13 @@ bytes that it reads and writes at the rate of the memory.
 import dataclasses
 from typing import NamedTuple
 
-from pangu_tiny.planning.collectives import Collective, exchange, kind_of
+from pangu_tiny.planning.collectives import (
+    Collective,
+    exchange,
+    exchange_of_slices,
+    kind_of,
+    rendezvous,
+)
 from pangu_tiny.planning.hlo import Computation, Instruction, Program
 from pangu_tiny.planning.loops import Arguments, trip_count, unknown, within_loop
 from pangu_tiny.topology.slices import Slice
@@ -135,6 +141,8 @@ class _Walk:
             return
         if instruction.target in _BOOKKEEPING or self._exchanges_of(instruction):
             return
+        if rendezvous(instruction):
+            return
         operands = [computation.instructions.get(name) for name in instruction.operands]
         read = sum(array.bytes for operand in operands if operand for array in operand.arrays)
         moved = read + sum(array.bytes for array in instruction.arrays)
@@ -155,7 +163,11 @@ class _Walk:
         if opcode.endswith("-done"):
             begun = started.pop(instruction.operands[0], None)
             return self._end(begun, times, now) if begun else 0.0
-        if kind_of(instruction):
+        if meeting := rendezvous(instruction):
+            found = exchange_of_slices(instruction, self._where, self._dcn_rate, times)
+            begun = started.pop(meeting, (now, found))  # by the send, which comes first
+            started[meeting if opcode == "send" else instruction.name] = begun
+        elif kind_of(instruction):
             found = self._exchange(instruction, times)
             if not opcode.endswith("-start"):
                 self.schedule.collectives.append(found)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pangu_tiny.errors import UserError
@@ -31,7 +32,11 @@ fsdp cuts along the width."""
 def make_mesh(
     data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """A mesh over all devices; one of the sizes may be −1 for "what is left"."""
+    """A mesh over all devices; one of the sizes may be −1 for "what is left".
+
+    Of several TPU slices, `data` alone goes from one to the other: their network is the slowest,
+    and replicas exchange the least.
+    """
     devices = jax.devices() if devices is None else list(devices)
     sizes = [data, fsdp, tensor]
     binding = f"Hardware.data × fsdp × tensor = {data} × {fsdp} × {tensor}"
@@ -42,7 +47,16 @@ def make_mesh(
         sizes[sizes.index(-1)] = len(devices) // given
     if np.prod(sizes) != len(devices):
         raise UserError(f"{binding} does not fit the {len(devices)} devices that JAX found")
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    types = (AxisType.Auto,) * 3
+    slices = len(
+        {getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}
+    )
+    if slices <= 1:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    if sizes[0] % slices:
+        raise UserError(f"Hardware.data is {sizes[0]}, expected a multiple of the {slices} slices")
+    within = (sizes[0] // slices, *sizes[1:])
+    return Mesh(create_hybrid_device_mesh(within, (slices, 1, 1), devices), AXES, axis_types=types)
 
 
 def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:

@@ -105,7 +105,9 @@ def parse_slice(name: str) -> Slice:
 
     Market names of v4 and v5p count cores, two a chip; those of v5e and v6e count chips.
     """
-    match = re.fullmatch(r"(?:(\d+) ?[×x*] ?)?(v\d[a-z]*)(?::(\d+(?:x\d+)*)|-(\d+))", name.strip())
+    match = re.fullmatch(
+        r"(?:([1-9]\d*) ?[×x*] ?)?(v\d[a-z]*)(?::(\d+(?:x\d+)*)|-(\d+))", name.strip()
+    )
     if not match:
         raise UserError(
             f"topology {name!r} is not known, expected GENERATION:SHAPE (v5e:16x16), a market name"

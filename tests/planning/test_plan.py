@@ -27,21 +27,34 @@ def command(workdir, topology):
     return ["plan", *(f"--gin.{name}={value}" for name, value in bindings.items())]
 
 
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory):
+def plan(workdir, topology, *flags):
     """In a process of its own: libtpu allows one at a time, unless it is told otherwise."""
     pytest.importorskip("libtpu")
-    workdir = tmp_path_factory.mktemp("plan") / "plan"
     environment = os.environ | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "pangu_tiny", *command(workdir, "v5e:2x2")],
+        [sys.executable, "-m", "pangu_tiny", *command(workdir, topology), *flags],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return workdir, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("plan") / "plan"
+    return workdir, plan(workdir, "v5e:2x2")
+
+
+def test_between_slices_goes_what_replicas_sum(tmp_path):
+    plan(tmp_path / "plan", "2 × v5e:2x2", "--gin.Hardware.data=2")
+    figures = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    assert figures["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2}
+    between = [row for row in figures["collectives"] if row["network"] == "DCN"]
+    summed = sum(row["bytes"] for row in between if row["dtype"] == "f32")
+    assert summed >= SHAPE.parameters  # a quarter a chip, of four bytes, padded
 
 
 def test_a_plan_tells_what_a_step_needs(planned):
@@ -78,6 +91,7 @@ def test_it_is_not_compiled_again(planned, capsys, monkeypatch):
     [
         ("v5e:5x5", "its shape is '5x5', expected one of 1x1, 2x2"),
         ("v5e-4 please", "expected GENERATION:SHAPE"),
+        ("0 × v5e:2x2", "expected GENERATION:SHAPE"),
     ],
 )
 def test_mistakes_are_one_line(topology, said, tmp_path, capsys):

@@ -145,3 +145,35 @@ def test_the_cost_of_a_run():
     assert cost["mfu"] == pytest.approx(1) and cost["steps"] == 10
     assert cost["days"] == pytest.approx(10 * seconds / 86400)
     assert cost["chip_hours"] == pytest.approx(cost["days"] * 24 * 16)
+
+
+BETWEEN = """\
+HloModule jit_step, is_scheduled=true, num_partitions=32
+
+ENTRY %main (a: f32[1000]) -> f32[1000] {
+  %a = f32[1000]{0} parameter(0)
+  %token = token[] after-all()
+  %send = (f32[1000]{0}, u32[], token[]) send(%a, %token), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="psum_0",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %b = f32[1000]{0} negate(%a), backend_config={"estimated_cycles":"300"}
+  %recv = (f32[1000]{0}, u32[], token[]) recv(%token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="psum_0",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=3, is_host_transfer=true
+  %both = (f32[1000]{0}, token[]) recv-done(%recv), channel_id=2, is_host_transfer=true
+  ROOT %sum = f32[1000]{0} get-tuple-element(%both), index=0
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "received"),
+    [("ALL_REDUCE", 4000), ("ALL_GATHER", 4000), ("REDUCE_SCATTER", 2000), ("OTHER", 2000)],
+)
+def test_what_slices_exchange_goes_over_the_data_centre_network(kind, received):
+    """From the send on, to the end of the recv; 300 cycles at 1.5 GHz hide 200 ns of it."""
+    two = parse_slice("2 × v5e:4x4")
+    schedule = read_schedule(parse(BETWEEN.replace("ALL_REDUCE", kind)), two, 1e9)
+    (found,) = schedule.collectives
+    assert (found.kind, found.network) == (kind.lower().replace("_", "-"), "DCN")
+    assert (found.bytes, found.chips, found.synchronous) == (received, 2, False)
+    assert found.exposed == pytest.approx(received / 1e9 - 200e-9)
+    assert schedule.uncosted == []
+    assert estimate(schedule, two, {}).exposed_dcn == found.exposed

@@ -1,5 +1,7 @@
 """The mesh and its rules: its sizes, and which axes lie where."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -88,3 +90,10 @@ def test_bad_hardware_is_refused_by_name(bad):
     ((name, value),) = bad.items()
     with pytest.raises(UserError, match=rf"Hardware\.{name} is {value}"):
         Hardware(**bad)
+
+
+def test_slices_are_joined_along_data_alone():
+    """Devices of two TPU slices, as far as a refusal looks at them."""
+    devices = [types.SimpleNamespace(platform="tpu", slice_index=i // 4) for i in range(8)]
+    with pytest.raises(UserError, match=r"Hardware.data is 1, expected a multiple of the 2 slices"):
+        make_mesh(1, -1, 1, devices)
