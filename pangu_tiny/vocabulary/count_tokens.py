@@ -1,5 +1,6 @@
 """The stage that counts how often a tokenizer emits each id over a corpus (see `counts.py`)."""
 
+import abc
 import dataclasses
 import functools
 import os
@@ -127,7 +128,7 @@ def _add_up(jobs: list[Any]) -> dict[str, SourceCounts]:
     return total
 
 
-class _CountJob(Job):
+class _CountJob(Job, abc.ABC):
     """What is counted at a time; the kinds of it have `source` and `count`."""
 
     SUFFIX = ".npz"
@@ -135,8 +136,8 @@ class _CountJob(Job):
     def run(self, tokenizer: Tokenizer) -> None:
         save(self.result, self.count(tokenizer))
 
-    def count(self, tokenizer: Tokenizer) -> SourceCounts:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def count(self, tokenizer: Tokenizer) -> SourceCounts: ...
 
 
 @dataclasses.dataclass(frozen=True)
