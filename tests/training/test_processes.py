@@ -1,5 +1,7 @@
 """One device, eight devices, and two processes of four devices: one and the same run."""
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -80,5 +82,8 @@ def test_two_processes_go_back_together_from_damage(runs, dataset):
     assert [child.wait() for child in start_two(dataset, workdir)] == [0, 0]
     log = (workdir.parent / "log0").read_text()
     [line] = [line for line in log.splitlines() if "20 is damaged" in line]
-    assert "resuming from step 15: DATA_LOSS: Error reading" in line, "the second one says why"
+    # Which words follow depends on what the bit is of: a chunk, or one of the nodes that lead to it.
+    assert re.search("resuming from step 15: .*Error (reading|opening)", line), (
+        f"the second one says why: {line}"
+    )
     assert committed_steps(workdir / "checkpoints")[0] == STEPS
