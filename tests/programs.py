@@ -12,11 +12,13 @@ import jax.extend
 
 
 def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
-    """Every equation, and how often it runs (the body of a scan: as often as the scan is long)."""
+    """Every equation, and how often it runs (the body of a scan: as often as the scan is long). Of
+    branches, which here are those of platforms, the last: what all run that are not named."""
     for equation in jaxpr.eqns:
         yield equation, times
         length = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+        inner_programs = list(jax.extend.core.jaxprs_in_params(equation.params))
+        for inner in inner_programs[-1:] if equation.primitive.name == "cond" else inner_programs:
             yield from equations(inner, times * length)
 
 

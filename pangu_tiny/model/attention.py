@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from pangu_tiny.model.init import matrix_init
 from pangu_tiny.model.kernels import attention, masked_attention
-from pangu_tiny.model.layers import apply_rope, gram, matmul, mean_size, record
+from pangu_tiny.model.layers import apply_rope, gram, mean_size, record, tensordot
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.topology.mesh import constrain
 
@@ -49,22 +49,18 @@ class Attention(nn.Module):
         key_dnk = self.param("key", matrix_init, (d, n, k))
         value_dnk = self.param("value", matrix_init, (d, n, k))
         out_hkd = self.param("out", matrix_init, (h, k, d))
-        q_bthk = constrain(_project(x_btd, query_dhk), "batch", None, "heads", None)
-        k_btnk = constrain(_project(x_btd, key_dnk), "batch", None, "kv_heads", None)
-        v_btnk = constrain(_project(x_btd, value_dnk), "batch", None, "kv_heads", None)
-        q_bthk, k_btnk = apply_rope(q_bthk, rope), apply_rope(k_btnk, rope)
+        q_bthk = constrain(tensordot(x_btd, query_dhk), "batch", None, "heads", None)
+        k_btnk = constrain(tensordot(x_btd, key_dnk), "batch", None, "kv_heads", None)
+        v_btnk = constrain(tensordot(x_btd, value_dnk), "batch", None, "kv_heads", None)
+        scaled_rope = tuple(k**-0.5 * table for table in rope)
+        q_bthk, k_btnk = apply_rope(q_bthk, scaled_rope), apply_rope(k_btnk, rope)
         if cache is None:
             mixed_bthk = attention(q_bthk, k_btnk, v_btnk, segments_bt, self.backend)
         else:
             mixed_bthk, cache = _attend_cached(q_bthk, k_btnk, v_btnk, cache)
         record(self, "size", lambda: mean_size(_length(mixed_bthk)))
-        mixed_btf = mixed_bthk.reshape(*x_btd.shape[:2], h * k)
-        record(self, "gram", lambda: gram(mixed_btf), "grams")
-        return matmul(mixed_btf, out_hkd), cache
-
-
-def _project(x_btd: jax.Array, kernel_dhk: jax.Array) -> jax.Array:
-    return matmul(x_btd, kernel_dhk).reshape(*x_btd.shape[:2], *kernel_dhk.shape[1:])
+        record(self, "gram", lambda: gram(mixed_bthk.reshape(*x_btd.shape[:2], h * k)), "grams")
+        return tensordot(mixed_bthk, out_hkd, 2), cache
 
 
 def _length(x: jax.Array) -> jax.Array:

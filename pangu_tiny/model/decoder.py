@@ -19,12 +19,20 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.ad_checkpoint import checkpoint_name
 
 from pangu_tiny.errors import check_one_of
 from pangu_tiny.model.attention import Attention, Cache
 from pangu_tiny.model.init import apply_scheme, matrix_init
-from pangu_tiny.model.kernels import OUTPUT, lookup
-from pangu_tiny.model.layers import AugmentedShortcut, FeedForward, RMSNorm, record, rope_tables
+from pangu_tiny.model.kernels import INPUTS, OUTPUT, lookup
+from pangu_tiny.model.layers import (
+    HIDDEN,
+    AugmentedShortcut,
+    FeedForward,
+    RMSNorm,
+    record,
+    rope_tables,
+)
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.topology.mesh import constrain
 
@@ -50,12 +58,11 @@ PARAMETER_AXES: dict[str, tuple[str, ...]] = {
 
 Dtype = Any
 
+_MIDDLE = "middle"  # of a block: the residual stream between attention and feed-forward
+
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(OUTPUT),
-    ),
+    "dots": jax.checkpoint_policies.save_only_these_names(INPUTS, OUTPUT, HIDDEN, _MIDDLE),
     "attention": jax.checkpoint_policies.save_only_these_names(OUTPUT),
 }
 
@@ -81,7 +88,7 @@ class Block(nn.Module):
         if shape.bottleneck:
             mixed_btd += AugmentedShortcut(shape.bottleneck, name="shortcut")(normed_btd)
         before_btd = x_btd
-        x_btd = constrain(x_btd + mixed_btd, "batch", None, None)
+        x_btd = checkpoint_name(constrain(x_btd + mixed_btd, "batch", None, None), _MIDDLE)
         normed_btd = RMSNorm(shape.norm_eps, name="ffn_norm")(x_btd)
         ffn = FeedForward(shape.ffn_width, shape.series_terms, name="ffn")
         out_btd = constrain(x_btd + ffn(normed_btd), "batch", None, None)

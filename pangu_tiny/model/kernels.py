@@ -1,4 +1,4 @@
-"""The back ends of causal self-attention within segments.
+"""What the platform decides: the back ends of attention, and products as each wants them.
 
 Axes: b batch, t query position, s key position, h query heads, n key-value heads,
 g = h / n query heads per key-value head, k head_dim.
@@ -6,10 +6,13 @@ g = h / n query heads per key-value head, k head_dim.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel,
     splash_attention_mask,
@@ -26,16 +29,20 @@ def attention(
     segments_bt: jax.Array,
     backend: str,
 ) -> jax.Array:
-    """softmax(q·k / √head_dim)·v over the earlier positions of the same segment.
+    """softmax(q·k)·v over the earlier positions of the same segment.
 
     Args:
-      q_bthk: queries; h is a multiple of the n heads of `k_bsnk` and `v_bsnk`.
+      q_bthk: queries, divided by √head_dim; h is a multiple of the n heads of `k_bsnk` and
+        `v_bsnk`.
       segments_bt: int32; position t sees position s ≤ t if their segments are equal.
       backend: one of `BACKENDS`.
 
     Returns:
       [b, t, h, k] in the dtype of the queries; the softmax is taken in float32.
     """
+    q_bthk, k_bsnk, v_bsnk = (
+        jax.ad_checkpoint.checkpoint_name(x, INPUTS) for x in (q_bthk, k_bsnk, v_bsnk)
+    )
     output_bthk = lookup(backend)(q_bthk, k_bsnk, v_bsnk, segments_bt)
     if backend.startswith("splash"):  # which names what it saves itself
         return output_bthk
@@ -58,13 +65,12 @@ def causal_mask(segments_bt: jax.Array) -> jax.Array:
 def masked_attention(
     q_bthk: jax.Array, k_bsnk: jax.Array, v_bsnk: jax.Array, mask_bts: jax.Array
 ) -> jax.Array:
-    """The plain formula with any mask; makes the whole square of scores."""
+    """The plain formula with any mask, of queries that are scaled; makes the whole square of
+    scores."""
     b, t, h, k = q_bthk.shape
     n = k_bsnk.shape[2]
     q_btngk = q_bthk.reshape(b, t, n, h // n, k)
-    scores = jnp.einsum(
-        "btngk,bsnk->bngts", q_btngk, k_bsnk, preferred_element_type=jnp.float32
-    ) / jnp.sqrt(jnp.float32(k))
+    scores = jnp.einsum("btngk,bsnk->bngts", q_btngk, k_bsnk, preferred_element_type=jnp.float32)
     scores = jnp.where(mask_bts[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights_bngts = jax.nn.softmax(scores, axis=-1).astype(q_bthk.dtype)
     return jnp.einsum("bngts,bsnk->btngk", weights_bngts, v_bsnk).reshape(b, t, h, k)
@@ -78,7 +84,7 @@ def _dot_product(q_bthk, k_bsnk, v_bsnk, segments_bt, implementation=None):
     """`jax.nn.dot_product_attention`, which knows segments only as a mask."""
     mask_b1ts = causal_mask(segments_bt)[:, None]
     return jax.nn.dot_product_attention(
-        q_bthk, k_bsnk, v_bsnk, mask=mask_b1ts, implementation=implementation
+        q_bthk, k_bsnk, v_bsnk, mask=mask_b1ts, scale=1.0, implementation=implementation
     )
 
 
@@ -87,7 +93,7 @@ def _blocked(q_bthk, k_bsnk, v_bsnk, segments_bt, block=64):
     is never computed and the other half never exists at once."""
     b, t, h, k = q_bthk.shape
     n = k_bsnk.shape[2]
-    q_bhtk = jnp.swapaxes(q_bthk, 1, 2) * jnp.asarray(k**-0.5, q_bthk.dtype)
+    q_bhtk = jnp.swapaxes(q_bthk, 1, 2)
     k_bnsk, v_bnsk = jnp.swapaxes(k_bsnk, 1, 2), jnp.swapaxes(v_bsnk, 1, 2)
     mixed = []
     for start in range(0, t, block):
@@ -107,9 +113,9 @@ def _blocked(q_bthk, k_bsnk, v_bsnk, segments_bt, block=64):
     return jnp.swapaxes(jnp.concatenate(mixed, axis=2), 1, 2)
 
 
-OUTPUT = "attention_output"
-"""What a rematerialisation policy calls that which the backward pass needs of attention beside its
-inputs: the output and, of fused kernels, the normalisers."""
+INPUTS, OUTPUT = "attention_inputs", "attention_output"
+"""What a rematerialisation policy calls that which the backward pass needs of attention: queries,
+keys and values as they are attended to, and the output with, of fused kernels, the normalisers."""
 
 _BLOCKS = (1024, 512, 256)
 
@@ -127,7 +133,7 @@ def _splash(q_bthk, k_bsnk, v_bsnk, segments_bt, interpret=False):
     """
 
     def local(q_bthk, k_bsnk, v_bsnk, segments_bt):
-        length, heads, head_dim = q_bthk.shape[1:]
+        length, heads = q_bthk.shape[1:3]
         causal = splash_attention_mask.CausalMask((length, length))
         names = [field.name for field in dataclasses.fields(splash_attention_kernel.BlockSizes)]
         block = splash_block(length)
@@ -140,7 +146,7 @@ def _splash(q_bthk, k_bsnk, v_bsnk, segments_bt, interpret=False):
         )
         segments = splash_attention_kernel.SegmentIds(q=segments_bt, kv=segments_bt)
         out_bhtk = jax.vmap(kernel)(
-            jnp.swapaxes(q_bthk, 1, 2) * head_dim**-0.5,
+            jnp.swapaxes(q_bthk, 1, 2),
             jnp.swapaxes(k_bsnk, 1, 2),
             jnp.swapaxes(v_bsnk, 1, 2),
             segments,
@@ -170,3 +176,61 @@ BACKENDS: dict[str, Callable[..., jax.Array]] = {
 """reference: the formula. blocked: for CPUs. dot_product: XLA's own choice. cudnn: fused, on
 NVIDIA GPUs. splash: fused, on TPUs. splash_interpret: the same kernel step by step on any device,
 for tests."""
+
+
+def weight_gradient(x: jax.Array, d_out: jax.Array, axes: int, dtype: Any) -> jax.Array:
+    """The gradient, in `dtype`, of the kernel in x·kernel, a sum over the last `axes` axes of x.
+
+    It is spelled out for the CPU: XLA's fast product there wants two axes, and the one that it sums
+    over last on the left; left to itself it fuses the transpose of x into whatever computes x,
+    which is several times slower than a copy.
+    """
+    positions = tuple(range(x.ndim - axes))
+
+    def in_two_axes(x, d_out):
+        rows = math.prod(x.shape[: len(positions)])
+        flat_x, flat_out = x.reshape(rows, -1), d_out.reshape(rows, -1)
+        product = jnp.matmul(transposed(flat_x), flat_out, preferred_element_type=dtype)
+        return product.reshape(*x.shape[len(positions) :], *d_out.shape[len(positions) :])
+
+    def in_all_axes(x, d_out):
+        summed = ((positions, positions), ((), ()))
+        return jax.lax.dot_general(x, d_out, summed, preferred_element_type=dtype)
+
+    return jax.lax.platform_dependent(x, d_out, cpu=in_two_axes, default=in_all_axes)
+
+
+def transposed(x_nd: jax.Array) -> jax.Array:
+    """x.T; on a CPU as a copy of its own, whatever the compiler thinks."""
+    return jax.lax.platform_dependent(
+        x_nd, cpu=lambda x: jax.lax.optimization_barrier(x.T), default=lambda x: x.T
+    )
+
+
+def rotate(x_bthk: jax.Array, cos_bt1k: jax.Array, sin_bt1k: jax.Array) -> jax.Array:
+    """Turns the pairs (i, i + head_dim / 2) by angles whose cosines and sines, float32, come twice;
+    see `layers.apply_rope`."""
+    return jax.lax.platform_dependent(
+        x_bthk, cos_bt1k, sin_bt1k, tpu=rotate_by_product, default=rotate_by_halves
+    )
+
+
+def rotate_by_halves(x_bthk, cos_bt1k, sin_bt1k):
+    half = x_bthk.shape[-1] // 2
+    cos, sin = cos_bt1k[..., :half], sin_bt1k[..., :half]
+    first, second = jnp.split(x_bthk.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_bthk.dtype)
+
+
+def rotate_by_product(x_bthk, cos_bt1k, sin_bt1k):
+    """A TPU works on 128 lanes at once and cannot well take 64 of them: the halves change places by
+    a product with a signed permutation, which is exact."""
+    half = x_bthk.shape[-1] // 2
+    swap_kk = np.roll(np.eye(2 * half, dtype=x_bthk.dtype), half, axis=1)
+    swap_kk[half:] *= -1  # the second half goes to the first with a minus
+    swapped_bthk = jnp.matmul(
+        x_bthk, swap_kk, precision="highest", preferred_element_type=jnp.float32
+    )
+    turned = x_bthk.astype(jnp.float32) * cos_bt1k + swapped_bthk * sin_bt1k
+    return turned.astype(x_bthk.dtype)

@@ -9,62 +9,46 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from pangu_tiny.model.init import matrix_init, series_scale_init
+from pangu_tiny.model.kernels import rotate, transposed, weight_gradient
 from pangu_tiny.topology.mesh import constrain
 
+HIDDEN = "hidden"
+"""What a rematerialisation policy calls the products within the feed-forward and the shortcut."""
 
-@jax.custom_vjp
-def matmul(x_nd: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x·kernel, in the dtype of x.
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def tensordot(x: jax.Array, kernel: jax.Array, axes: int = 1) -> jax.Array:
+    """x·kernel, in the dtype of x: sums over the last `axes` axes of x, the first of the kernel.
 
     The gradient of x is in the dtype of x too. That of the kernel is summed in the kernel's, which
     is float32: over positions here, and over the devices that share a batch.
 
-    It is spelled out for the CPU as well: XLA's fast product there wants two axes, and the one
-    that it sums over last on the left; left to itself it fuses the transpose of x into whatever
-    computes x, which is several times slower than a copy.
-
-    Args:
-      x_nd: any axes before the last.
-      kernel: any axes; the first of them, together d long, are summed over.
-
-    Returns:
-      [n, e], e being the product of the other axes of the kernel.
+    Every axis stays one of its own (heads and head_dim are not made one): whoever reads the product
+    then decides how it lies in memory, and nothing is copied to turn it.
     """
-    return _product(x_nd, kernel)
+    return _product(x, kernel, axes)
 
 
-def _matrix(kernel, x_nd):
-    return kernel.reshape(x_nd.shape[-1], -1).astype(x_nd.dtype)
+def _product(x, kernel, axes):
+    return jnp.tensordot(x, kernel.astype(x.dtype), axes)
 
 
-def _product(x_nd, kernel):
-    flat_ne = x_nd.reshape(-1, x_nd.shape[-1]) @ _matrix(kernel, x_nd)
-    return flat_ne.reshape(*x_nd.shape[:-1], -1)
+def _forward(x, kernel, axes):  # not by `tensordot`, into which no remat policy looks
+    return _product(x, kernel, axes), (x, kernel)
 
 
-def _matmul_forward(x_nd, kernel):  # not by `matmul`, into which no remat policy looks
-    return _product(x_nd, kernel), (x_nd, kernel)
+def _backward(axes, saved, d_out):
+    x, kernel = saved
+    summed = tuple(range(axes, kernel.ndim))
+    last = tuple(range(d_out.ndim - len(summed), d_out.ndim))
+    d_x = jax.lax.dot_general(d_out, kernel.astype(x.dtype), ((last, summed), ((), ())))
+    return d_x, weight_gradient(x, d_out, axes, kernel.dtype)
 
 
-def _matmul_backward(saved, d_out_ne):
-    x_nd, kernel = saved
-    flat_nd = x_nd.reshape(-1, x_nd.shape[-1])
-    flat_ne = d_out_ne.reshape(-1, d_out_ne.shape[-1])
-    d_x_nd = flat_ne @ _matrix(kernel, x_nd).T
-    d_kernel = jnp.matmul(transposed(flat_nd), flat_ne, preferred_element_type=kernel.dtype)
-    return d_x_nd.reshape(x_nd.shape), d_kernel.reshape(kernel.shape)
-
-
-matmul.defvjp(_matmul_forward, _matmul_backward)
-
-
-def transposed(x_nd: jax.Array) -> jax.Array:
-    """x.T; on a CPU as a copy of its own, whatever the compiler thinks."""
-    return jax.lax.platform_dependent(
-        x_nd, cpu=lambda x: jax.lax.optimization_barrier(x.T), default=lambda x: x.T
-    )
+tensordot.defvjp(_forward, _backward)
 
 
 def record(
@@ -109,26 +93,34 @@ class RMSNorm(nn.Module):
 
 
 def rope_tables(length: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine, float32 [length, 1, head_dim / 2], of the rotary angles at 0 … length − 1.
+    """Cosine and sine, float32 [length, 1, head_dim], of the rotary angles at 0 … length − 1: those
+    of head_dim / 2 pairs, twice.
 
     Precomputed, to be looked up by position: XLA would otherwise compute the sine anew at every
     use.
     """
     exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     angles = jnp.arange(length, dtype=jnp.float32)[:, None, None] / theta**exponents
-    return jnp.cos(angles), jnp.sin(angles)
+    return tuple(jnp.tile(table, 2) for table in (jnp.cos(angles), jnp.sin(angles)))
 
 
+@jax.custom_vjp
 def apply_rope(x_bthk: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Turns the pairs (i, i + head_dim / 2), the half-split layout of Hugging Face's LLaMA.
 
+    Its gradient is turned back by the same angle.
+
     Args:
-      tables: cosine and sine [b, t, 1, head_dim / 2] at the positions of x.
+      tables: cosine and sine [b, t, 1, head_dim] at the positions of x; a factor in both of them
+        scales x.
     """
-    cos, sin = tables
-    first, second = jnp.split(x_bthk.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_bthk.dtype)
+    return rotate(x_bthk, *tables)
+
+
+apply_rope.defvjp(
+    lambda x_bthk, tables: (rotate(x_bthk, *tables), tables),
+    lambda tables, d_out_bthk: (rotate(d_out_bthk, tables[0], -tables[1]), None),
+)
 
 
 def series_silu(gate_btf: jax.Array, scale_nf: jax.Array, bias_nf: jax.Array) -> jax.Array:
@@ -166,8 +158,9 @@ class FeedForward(nn.Module):
         gate_df = self.param("gate", matrix_init, (width, inner))
         up_df = self.param("up", matrix_init, (width, inner))
         down_fd = self.param("down", matrix_init, (inner, width))
-        gate_btf = constrain(matmul(x_btd, gate_df), "batch", None, "ffn")
-        up_btf = constrain(matmul(x_btd, up_df), "batch", None, "ffn")
+        gate_btf = constrain(tensordot(x_btd, gate_df), "batch", None, "ffn")
+        up_btf = constrain(tensordot(x_btd, up_df), "batch", None, "ffn")
+        gate_btf, up_btf = checkpoint_name(gate_btf, HIDDEN), checkpoint_name(up_btf, HIDDEN)
         if self.series_terms > 1:
             terms = (self.series_terms, inner)
             scale_nf = self.param("series_scale", series_scale_init, terms)
@@ -178,7 +171,7 @@ class FeedForward(nn.Module):
         neurons_btf = active_btf * up_btf
         record(self, "size", lambda: mean_size(neurons_btf))
         record(self, "gram", lambda: gram(neurons_btf), "grams")
-        return matmul(neurons_btf, down_fd)
+        return tensordot(neurons_btf, down_fd)
 
 
 class AugmentedShortcut(nn.Module):
@@ -198,6 +191,7 @@ class AugmentedShortcut(nn.Module):
         width = x_btd.shape[-1]
         down_dr = self.param("down", matrix_init, (width, self.bottleneck))
         up_rd = self.param("up", nn.initializers.zeros, (self.bottleneck, width))
-        hidden_btr = jax.nn.gelu(matmul(x_btd, down_dr), approximate=True)
+        hidden_btr = checkpoint_name(tensordot(x_btd, down_dr), HIDDEN)
+        hidden_btr = jax.nn.gelu(hidden_btr, approximate=True)
         record(self, "size", lambda: mean_size(hidden_btr))
-        return matmul(hidden_btr, up_rd)
+        return tensordot(hidden_btr, up_rd)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pangu_tiny.model.layers import transposed
+from pangu_tiny.model.kernels import transposed
 from pangu_tiny.topology.mesh import RULES, constrain, partition_spec
 
 

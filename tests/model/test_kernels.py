@@ -5,6 +5,7 @@ import functools
 import math
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +13,14 @@ from shapes import TINY, random_params
 
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import Decoder
-from pangu_tiny.model.kernels import BACKENDS, attention, lookup
+from pangu_tiny.model.kernels import (
+    BACKENDS,
+    attention,
+    lookup,
+    rotate_by_halves,
+    rotate_by_product,
+    weight_gradient,
+)
 
 NOT_HERE = {"cudnn": "needs an NVIDIA GPU", "splash": "needs a TPU"}
 EVERY_BACKEND = [
@@ -25,7 +33,7 @@ EVERY_BACKEND = [
 LENGTH, HEADS, KV_HEADS, HEAD_DIM = 128, 4, 2, 8
 DOCUMENTS = ((65, 1, 62), (3, 125))
 RANDOM = np.random.default_rng(0)
-Q = RANDOM.normal(size=(2, LENGTH, HEADS, HEAD_DIM))
+Q = RANDOM.normal(size=(2, LENGTH, HEADS, HEAD_DIM)) / math.sqrt(HEAD_DIM)
 K, V = RANDOM.normal(size=(2, 2, LENGTH, KV_HEADS, HEAD_DIM))
 PULL = RANDOM.normal(size=Q.shape)
 SEGMENTS = np.stack([np.repeat(np.arange(1, len(row) + 1), row) for row in DOCUMENTS])
@@ -36,7 +44,7 @@ def formula(q_thk, k_snk, v_snk):
     mixed_thk = np.empty_like(q_thk)
     group = q_thk.shape[1] // k_snk.shape[1]
     for t, h in np.ndindex(q_thk.shape[:2]):
-        scores_s = k_snk[: t + 1, h // group] @ q_thk[t, h] / math.sqrt(q_thk.shape[2])
+        scores_s = k_snk[: t + 1, h // group] @ q_thk[t, h]
         weights_s = np.exp(scores_s - scores_s.max())
         mixed_thk[t, h] = weights_s / weights_s.sum() @ v_snk[: t + 1, h // group]
     return mixed_thk
@@ -132,3 +140,29 @@ def test_decoder_on_a_packed_row_equals_the_documents_on_their_own(backend, docu
 def test_unknown_backend_is_refused():
     with pytest.raises(UserError, match=r"Hardware\.attention is 'flash', expected one of refer"):
         lookup("flash")
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_rotation_by_a_product_is_the_same(dtype):
+    """Half of head_dim the other way round, or the minus on the other half, would be far off."""
+    x, angles = jnp.asarray(Q, dtype), RANDOM.normal(size=(2, LENGTH, 1, HEAD_DIM // 2))
+    tables = [jnp.asarray(np.tile(f(angles), 2), jnp.float32) for f in (np.cos, np.sin)]
+    turned, expected = (f(x, *tables) for f in (rotate_by_product, rotate_by_halves))
+    assert turned.dtype == expected.dtype == dtype
+    np.testing.assert_allclose(  # a fused multiply-add rounds once where two operations round twice
+        np.float64(turned), np.float64(expected), rtol=0, atol=jnp.finfo(dtype).eps
+    )
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_the_gradient_of_a_weight_on_every_platform(axes):
+    """Both forms stand in the program that is not yet lowered: each is run here."""
+    x, d_out = jnp.asarray(Q, jnp.float32), RANDOM.normal(size=(*Q.shape[:-axes], 3, 5))
+    d_out = jnp.asarray(d_out, jnp.float32)
+    program = jax.make_jaxpr(lambda *inputs: weight_gradient(*inputs, axes, jnp.float32))(x, d_out)
+    (platforms,) = (e for e in program.eqns if e.primitive.name == "cond")
+    forms = [jax.extend.core.jaxpr_as_fun(form) for form in platforms.params["branches"]]
+    assert len(forms) == 2
+    expected = np.tensordot(np.float64(x), np.float64(d_out), [range(x.ndim - axes)] * 2)
+    for form in forms:
+        np.testing.assert_allclose(form(x, d_out)[0], expected, atol=1e-4)
