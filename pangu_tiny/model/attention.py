@@ -49,9 +49,8 @@ class Attention(nn.Module):
         key_dnk = self.param("key", matrix_init, (d, n, k))
         value_dnk = self.param("value", matrix_init, (d, n, k))
         out_hkd = self.param("out", matrix_init, (h, k, d))
-        q_bthk = constrain(tensordot(x_btd, query_dhk), "batch", None, "heads", None)
-        k_btnk = constrain(tensordot(x_btd, key_dnk), "batch", None, "kv_heads", None)
-        v_btnk = constrain(tensordot(x_btd, value_dnk), "batch", None, "kv_heads", None)
+        q_bthk = _project(x_btd, query_dhk, "heads")
+        k_btnk, v_btnk = (_project(x_btd, kernel, "kv_heads") for kernel in (key_dnk, value_dnk))
         scaled_rope = tuple(k**-0.5 * table for table in rope)
         q_bthk, k_btnk = apply_rope(q_bthk, scaled_rope), apply_rope(k_btnk, rope)
         if cache is None:
@@ -60,7 +59,12 @@ class Attention(nn.Module):
             mixed_bthk, cache = _attend_cached(q_bthk, k_btnk, v_btnk, cache)
         record(self, "size", lambda: mean_size(_length(mixed_bthk)))
         record(self, "gram", lambda: gram(mixed_bthk.reshape(*x_btd.shape[:2], h * k)), "grams")
-        return tensordot(mixed_bthk, out_hkd, 2), cache
+        return tensordot(mixed_bthk, out_hkd, ("heads", None, "embed")), cache
+
+
+def _project(x_btd, kernel_dhk, heads):
+    projected_bthk = tensordot(x_btd, kernel_dhk, ("embed", heads, None))
+    return constrain(projected_bthk, "batch", None, heads, None)
 
 
 def _length(x: jax.Array) -> jax.Array:

@@ -13,27 +13,38 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pangu_tiny.model.init import matrix_init, series_scale_init
 from pangu_tiny.model.kernels import rotate, transposed, weight_gradient
-from pangu_tiny.topology.mesh import constrain
+from pangu_tiny.topology.mesh import constrain, partition_spec
+from pangu_tiny.topology.reduction import reduce_gradient
 
 HIDDEN = "hidden"
 """What a rematerialisation policy calls the products within the feed-forward and the shortcut."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def tensordot(x: jax.Array, kernel: jax.Array, axes: int = 1) -> jax.Array:
-    """x·kernel, in the dtype of x: sums over the last `axes` axes of x, the first of the kernel.
+def tensordot(x: jax.Array, kernel: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """x·kernel, in the dtype of x: a sum over "embed", or over all axes of the kernel but it.
 
     The gradient of x is in the dtype of x too. That of the kernel is summed in the kernel's, which
     is float32: over positions here, and over the devices that share a batch.
 
     Every axis stays one of its own (heads and head_dim are not made one): whoever reads the product
     then decides how it lies in memory, and nothing is copied to turn it.
+
+    Args:
+      x: [b, t, …]; what follows are the axes that are summed over.
+      axes: the logical axes of the kernel, "embed" the first, which is then summed over, or the
+        last.
     """
     return _product(x, kernel, axes)
 
 
+def _summed(axes):
+    """How many axes are summed over: the last of x, the first of the kernel."""
+    return 1 if axes[0] == "embed" else len(axes) - 1
+
+
 def _product(x, kernel, axes):
-    return jnp.tensordot(x, kernel.astype(x.dtype), axes)
+    return jnp.tensordot(x, kernel.astype(x.dtype), _summed(axes))
 
 
 def _forward(x, kernel, axes):  # not by `tensordot`, into which no remat policy looks
@@ -42,10 +53,33 @@ def _forward(x, kernel, axes):  # not by `tensordot`, into which no remat policy
 
 def _backward(axes, saved, d_out):
     x, kernel = saved
-    summed = tuple(range(axes, kernel.ndim))
-    last = tuple(range(d_out.ndim - len(summed), d_out.ndim))
-    d_x = jax.lax.dot_general(d_out, kernel.astype(x.dtype), ((last, summed), ((), ())))
-    return d_x, weight_gradient(x, d_out, axes, kernel.dtype)
+    left = tuple(range(_summed(axes), kernel.ndim))
+    last = tuple(range(d_out.ndim - len(left), d_out.ndim))
+    d_x = jax.lax.dot_general(d_out, kernel.astype(x.dtype), ((last, left), ((), ())))
+    return d_x, _gradient(x, d_out, axes, kernel.dtype)
+
+
+def _gradient(x, d_out, axes, dtype):
+    """Of the kernel: on each device from its sequences, then summed over devices."""
+    summed = _summed(axes)
+    if jax.sharding.get_abstract_mesh().empty:
+        return weight_gradient(x, d_out, summed, dtype)
+
+    def local(x, d_out):
+        partial = weight_gradient(x, d_out, summed, dtype)
+        return reduce_gradient(partial, axes.index("embed"))
+
+    def layout(kernel_axes):  # of an activation, whose width is nowhere cut
+        return partition_spec(
+            ("batch", None, *(None if axis == "embed" else axis for axis in kernel_axes))
+        )
+
+    return jax.shard_map(
+        local,
+        in_specs=(layout(axes[:summed]), layout(axes[summed:])),
+        out_specs=partition_spec(axes),
+        check_vma=False,
+    )(x, d_out)
 
 
 tensordot.defvjp(_forward, _backward)
@@ -158,8 +192,8 @@ class FeedForward(nn.Module):
         gate_df = self.param("gate", matrix_init, (width, inner))
         up_df = self.param("up", matrix_init, (width, inner))
         down_fd = self.param("down", matrix_init, (inner, width))
-        gate_btf = constrain(tensordot(x_btd, gate_df), "batch", None, "ffn")
-        up_btf = constrain(tensordot(x_btd, up_df), "batch", None, "ffn")
+        gate_btf = constrain(tensordot(x_btd, gate_df, ("embed", "ffn")), "batch", None, "ffn")
+        up_btf = constrain(tensordot(x_btd, up_df, ("embed", "ffn")), "batch", None, "ffn")
         gate_btf, up_btf = checkpoint_name(gate_btf, HIDDEN), checkpoint_name(up_btf, HIDDEN)
         if self.series_terms > 1:
             terms = (self.series_terms, inner)
@@ -171,7 +205,7 @@ class FeedForward(nn.Module):
         neurons_btf = active_btf * up_btf
         record(self, "size", lambda: mean_size(neurons_btf))
         record(self, "gram", lambda: gram(neurons_btf), "grams")
-        return tensordot(neurons_btf, down_fd)
+        return tensordot(neurons_btf, down_fd, ("ffn", "embed"))
 
 
 class AugmentedShortcut(nn.Module):
@@ -191,7 +225,7 @@ class AugmentedShortcut(nn.Module):
         width = x_btd.shape[-1]
         down_dr = self.param("down", matrix_init, (width, self.bottleneck))
         up_rd = self.param("up", nn.initializers.zeros, (self.bottleneck, width))
-        hidden_btr = checkpoint_name(tensordot(x_btd, down_dr), HIDDEN)
+        hidden_btr = checkpoint_name(tensordot(x_btd, down_dr, ("embed", None)), HIDDEN)
         hidden_btr = jax.nn.gelu(hidden_btr, approximate=True)
         record(self, "size", lambda: mean_size(hidden_btr))
-        return tensordot(hidden_btr, up_rd)
+        return tensordot(hidden_btr, up_rd, (None, "embed"))

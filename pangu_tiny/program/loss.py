@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from pangu_tiny.model.kernels import transposed
 from pangu_tiny.topology.mesh import RULES, constrain, partition_spec
+from pangu_tiny.topology.reduction import reduce_gradient
 
 
 class Loss(NamedTuple):
@@ -158,11 +159,8 @@ def _local(
     if not gradients:
         return result
     d_hidden_btd = jnp.swapaxes(rest[0], 0, 1).reshape(b, t, d)
-    for axis in sorted(batch_axes, key=lambda axis: axis not in RULES["embed"]):
-        if axis in RULES["embed"]:
-            d_kernel_dv = jax.lax.psum_scatter(d_kernel_dv, axis, tiled=True)
-        else:  # last, when there is least to sum
-            d_kernel_dv = jax.lax.psum(d_kernel_dv, axis)
+    if batch_axes:
+        d_kernel_dv = reduce_gradient(d_kernel_dv, embed=0)
     return *result, d_hidden_btd, d_kernel_dv
 
 

@@ -210,7 +210,8 @@ def test_bfloat16_is_for_computing_only():
 
 def test_devices_sum_gradients_in_float32_and_gather_in_bfloat16(tmp_path):
     """What they sum in bfloat16 are activations: 5 rows on each, and no size of the model is a
-    multiple of 5. What they gather in float32 is no more than the scales of a norm."""
+    multiple of 5. What they gather in float32 is no more than the scales of a norm. The gradient of
+    a matrix goes over the devices of fsdp first, each of which keeps its part of it."""
     step, mesh = build((2, 2, 2), dtype=jnp.bfloat16)
     rows = jax.ShapeDtypeStruct((1, 20, LENGTH + 1), jnp.int32)
     ids = jax.ShapeDtypeStruct(rows.shape[:2], jnp.int32)
@@ -221,8 +222,9 @@ def test_devices_sum_gradients_in_float32_and_gather_in_bfloat16(tmp_path):
     sums = {
         (dtype, size) for name, dtype, size in found if name in ("all-reduce", "reduce-scatter")
     }
-    gate, table = SHAPE.width * SHAPE.ffn_width // 2, SHAPE.padded_vocab * SHAPE.width // 4
+    gate, table = SHAPE.width * SHAPE.ffn_width // 4, SHAPE.padded_vocab * SHAPE.width // 4
     assert {("f32", gate), ("f32", table)} <= sums
+    assert {("reduce-scatter", "f32", gate), ("all-reduce", "f32", gate)} <= found
     assert all(size % 5 == 0 for dtype, size in sums if dtype == "bf16")
     moved = found - {(name, *kind) for kind in sums for name in ("all-reduce", "reduce-scatter")}
     assert max(size for _, dtype, size in moved if dtype == "f32") == SHAPE.width
