@@ -3,8 +3,9 @@
 Any public function may raise it; docstrings name only errors that a caller can act on.
 """
 
+import contextlib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 
@@ -16,6 +17,34 @@ class UserError(Exception):
 def one_line(error: BaseException) -> str:
     """What an error says, or its name where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what a library first raised, which may be pages long or empty; where it
+    names the file at its start, it names the cause at its end."""
+    while error.__cause__:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) < 300 else f"{lines[0][:100]} … {lines[0][-200:]}"
+
+
+@contextlib.contextmanager
+def failing_as(
+    what: str, *kinds: type[BaseException], library: str = "", advice: str = ""
+) -> Iterator[None]:
+    """Makes a `UserError` of what is raised within: 'WHAT: reason', and `advice` after it.
+
+    Args:
+      kinds: of errors; by default any. A `UserError` passes through, since it says all.
+      library: whose words the reason is; then 'WHAT (LIBRARY: reason)'.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except tuple(kinds or [Exception]) as error:
+        why = f" ({library}: {reason(error)})" if library else f": {reason(error)}"
+        raise UserError(f"{what}{why}{advice}") from error
 
 
 def check_one_of(name: str, value: Any, known: Collection[Any]) -> None:

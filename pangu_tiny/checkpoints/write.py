@@ -10,8 +10,8 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from pangu_tiny.checkpoints.checksums import MARK, array_handler, write_checksums
-from pangu_tiny.checkpoints.read import Leaf, describe, is_finished, reason
-from pangu_tiny.errors import UserError
+from pangu_tiny.checkpoints.read import Leaf, describe, is_finished
+from pangu_tiny.errors import UserError, failing_as
 from pangu_tiny.model.decoder import parameter_shapes
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.progress import Progress
@@ -84,18 +84,14 @@ def write_parts(
         tokenizer=array_handler(),
         about=ocp.JsonCheckpointHandler(),
     )
-    try:
-        with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(
-                partial,
-                ocp.args.Composite(
-                    params=ocp.args.PyTreeSave(zeros, chunk_by_layer(zeros)),
-                    tokenizer=ocp.args.PyTreeSave(tokenizer),
-                    about=ocp.args.JsonSave(about),
-                ),
-            )
-    except Exception as error:
-        raise UserError(f"checkpoint {done} cannot be written: {reason(error)}") from error
+    items = ocp.args.Composite(
+        params=ocp.args.PyTreeSave(zeros, chunk_by_layer(zeros)),
+        tokenizer=ocp.args.PyTreeSave(tokenizer),
+        about=ocp.args.JsonSave(about),
+    )
+    refused = f"checkpoint {done} cannot be written"
+    with failing_as(refused), ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(partial, items)
     missing = set(parts_of(shape))
     leaves = {name: Leaf(partial / "params", name, write=True) for name, _ in missing}
     total = sum(int(np.prod(leaf.shape)) for leaf in leaves.values()) * kind.itemsize

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pangu_tiny.checkpoints.read import reason
 from pangu_tiny.convert.files import read_object
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, failing_as
 from pangu_tiny.git_lfs import check_no_pointer
 from pangu_tiny.progress import Progress
 
@@ -137,11 +136,8 @@ def _find_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _check_content(file: pathlib.Path) -> None:
-    try:
-        with file.open("rb") as stream:
-            head = stream.read(100)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+    with failing_as(f"{file} cannot be read", OSError), file.open("rb") as stream:
+        head = stream.read(100)
     check_no_pointer(file, head)
     if not head:
         raise UserError(f"{file} is empty, expected tensors as safetensors stores them")
@@ -152,10 +148,8 @@ def _open(file: pathlib.Path) -> Any:
         import safetensors
     except ImportError as error:
         raise UserError("import-hf needs safetensors: pip install 'pangu_tiny[hf]'") from error
-    try:
+    with failing_as(f"{file} cannot be read", safetensors.SafetensorError, OSError):
         return safetensors.safe_open(file, framework="np")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{file} cannot be read: {reason(error)}") from error
 
 
 def _more(names: Sequence[str]) -> str:

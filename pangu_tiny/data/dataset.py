@@ -13,7 +13,7 @@ from array_record.python import array_record_module
 from etils import epath
 
 from pangu_tiny.data import records, rows
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, failing_as
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.workdir import finished, read_json
 
@@ -174,11 +174,9 @@ class TokenDataset:
 
     def _read_shard(self, shard: dict[str, Any], places: np.ndarray) -> np.ndarray:
         file = epath.Path(self.path) / shard["file"]
-        try:
+        with failing_as(f"{file} cannot be read", RuntimeError, OSError, ValueError, IndexError):
             found = self._reader(shard).read(places.tolist())
             rows_bt = records.decode_rows(found, self.sequence_length + 1, self._dtype)
-        except (RuntimeError, OSError, ValueError, IndexError) as error:
-            raise UserError(f"{file} cannot be read: {error}") from error
         if rows_bt.size and rows_bt.max() >= self.vocab_size:
             raise UserError(
                 f"{file} holds token id {rows_bt.max()}, expected ids below {self.vocab_size}"

@@ -15,7 +15,7 @@ from etils import epath
 
 from pangu_tiny.arrays import read_described, write_arrays
 from pangu_tiny.data.order import Round
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, failing_as
 from pangu_tiny.workdir import digest_of, finished
 
 INDEX = "round_index.npz"
@@ -43,7 +43,7 @@ class RoundIndex:
         """Reads a workdir of select-batches."""
         path = finished("round index", folder, "select-batches", INDEX)
         about, arrays = read_described(path)
-        try:
+        with failing_as(f"{path} is not what select-batches writes", TypeError, KeyError):
             index = cls(
                 Round(**about["round"]),
                 about["unit"],
@@ -52,8 +52,6 @@ class RoundIndex:
                 about["how"],
             )
             index._check(path)
-        except (TypeError, KeyError) as error:
-            raise UserError(f"{path} is not what select-batches writes: {error}") from error
         return index
 
     def write(self, folder: epath.Path) -> None:

@@ -18,7 +18,7 @@ from array_record.python import array_record_module
 from etils import epath
 
 from pangu_tiny.data import records, rows
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import failing_as
 from pangu_tiny.jobs import Job
 from pangu_tiny.text.changes import Reader, Reading
 from pangu_tiny.text.documents import Unit, batches, is_held_out
@@ -139,7 +139,7 @@ class ShardWriter:
             **text_bytes(self._tokenizer, self._times, self._unknown),
         }
         if self._writer:
-            with self._naming_failures():
+            with self._writing():
                 self._writer.close()
             entry |= {
                 "file": self._name,
@@ -155,7 +155,7 @@ class ShardWriter:
         return entry
 
     def _write(self, packed: list[np.ndarray]) -> None:
-        with self._naming_failures():
+        with self._writing():
             for row_t in packed:
                 if self._writer is None:
                     self._writer = array_record_module.ArrayRecordWriter(self._temporary, _WRITER)
@@ -163,15 +163,9 @@ class ShardWriter:
                 self._digest.update(row_t.tobytes())
                 self._writer.write(records.encode_row(row_t))
 
-    @contextlib.contextmanager
-    def _naming_failures(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:  # ArrayRecord's, for a full disk say
-            reason = str(error).partition(";")[0]
-            raise UserError(
-                f"{self._name} cannot be written in {self._folder}: {reason}"
-            ) from error
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        """ArrayRecord raises RuntimeError, for a full disk say."""
+        return failing_as(f"{self._name} cannot be written in {self._folder}", RuntimeError)
 
 
 def _xz_size(utf8: bytes) -> int:

@@ -12,7 +12,7 @@ from pangu_tiny.checkpoints.read import Checkpoint, open_checkpoint
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import batches
 from pangu_tiny.data.order import UNITS, Round
-from pangu_tiny.errors import UserError, check_one_of
+from pangu_tiny.errors import UserError, check_one_of, failing_as
 from pangu_tiny.program.batch import BatchLayout, most_scored_at_once
 from pangu_tiny.program.build import DTYPES, Program, build
 from pangu_tiny.program.feed import Feed
@@ -102,15 +102,11 @@ def first_round(checkpoint: Checkpoint) -> Round:
             f"score_batches.round_of says whose are meant"
         )
     order = ("dataset", "seed", "mixture", "shuffle", "global_batch")
-    try:
+    unsaid = "does not say what it was trained on as this version of pangu_tiny does"
+    with failing_as(f"checkpoint {checkpoint.path} {unsaid}", KeyError, TypeError):
         if index := identity["round_index"]:
             return Round(**index["round"])
         return Round(**{name: identity[name] for name in order}, batches=checkpoint.about["step"])
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"checkpoint {checkpoint.path} does not say what it was trained on as this version of "
-            f"pangu_tiny does: {error}"
-        ) from error
 
 
 def scoring_layout(mesh: Mesh, hardware: Hardware, batch_size: int | None) -> BatchLayout:

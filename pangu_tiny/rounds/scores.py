@@ -18,7 +18,7 @@ from etils import epath
 
 from pangu_tiny.arrays import read_described, write_arrays
 from pangu_tiny.data.order import Round
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, failing_as
 from pangu_tiny.workdir import digest_of, finished
 
 SCORES = "scores.npz"
@@ -50,12 +50,10 @@ class Scores:
         """Reads a workdir of score-batches."""
         path = finished("scores", folder, "score-batches", SCORES)
         about, arrays = read_described(path)
-        try:
+        with failing_as(f"{path} is not what score-batches writes", TypeError, KeyError):
             fields: dict[str, Any] = about | {"round": Round(**about["round"])} | arrays
             scores = cls(**fields)
             wanted = scores.round.units(scores.unit)
-        except (TypeError, KeyError) as error:
-            raise UserError(f"{path} is not what score-batches writes: {error}") from error
         shapes = {scores.nats.shape, scores.targets.shape, scores.sources.shape[:1]}
         if shapes != {(wanted,)}:
             raise UserError(f"{path} has arrays of {shapes}, its round has {wanted} units")

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 import zstandard
 from etils import epath
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, failing_as
 
 KINDS = ".txt, .jsonl, .ndjson or .json (each .gz or .zst too) or .parquet"
 TFDS = "tfds:"
@@ -305,9 +305,8 @@ def _open_parquet(path: str) -> Any:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(epath.Path(path).open("rb"))
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path} is not a Parquet file: {error}") from error
+        with failing_as(f"{path} is not a Parquet file", pyarrow.ArrowInvalid):
+            return pyarrow.parquet.ParquetFile(epath.Path(path).open("rb"))
     except OSError as error:
         raise unreadable(path, error) from error
 
@@ -325,16 +324,11 @@ def tfds_source(item: str) -> Any:
     import tensorflow_datasets as tfds
 
     name, split = tfds_name(item)
-    try:
+    # TFDS raises whatever lies beneath it: no such set, split, network, or TensorFlow.
+    with failing_as(f"text {item} cannot be opened as a TFDS set stored as ArrayRecord"):
         if epath.Path(name).is_dir():
             return tfds.builder_from_directory(name).as_data_source(split)
         return tfds.data_source(name, split=split)
-    except Exception as error:
-        # TFDS raises whatever lies beneath it: no such set, split, network, or TensorFlow.
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"text {item} cannot be opened as a TFDS set stored as ArrayRecord: {reason}"
-        ) from error
 
 
 def _decode(data: bytes) -> str | bytes:

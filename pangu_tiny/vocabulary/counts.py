@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 
 from pangu_tiny.arrays import read_array, read_described, write_array, write_arrays
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, failing_as
 from pangu_tiny.text.left_out import Skipped, count_skipped
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.workdir import finished, read_json, write_atomically
@@ -176,7 +176,5 @@ def save(file: epath.Path, counted: SourceCounts) -> None:
 def load(file: epath.Path) -> SourceCounts:
     """Reads what `save` wrote."""
     rest, arrays = read_described(file)
-    try:
+    with failing_as(f"{file} is not what count-tokens writes", KeyError, TypeError):
         return SourceCounts(**rest | arrays | {"skipped": Skipped.of(rest["skipped"])})
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{file} is not what count-tokens writes: {error}") from error

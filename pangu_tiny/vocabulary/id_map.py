@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, failing_as
 from pangu_tiny.tokenizer import proto
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.typed import NO, convert
@@ -128,13 +128,11 @@ class IdMap:
     def open(cls, folder: str) -> "IdMap":
         """Reads the map."""
         file = finished("tokenizer", folder, "compress-tokenizer", ID_MAP)
-        try:
+        with failing_as(f"{file} is not what compress-tokenizer writes", TypeError):
             id_map = cls(folder, **read_json(file))
             if convert(id_map.new_to_old, list[int]) is NO:
                 raise TypeError("new_to_old is not a list of ids")
             return id_map
-        except TypeError as error:
-            raise UserError(f"{file} is not what compress-tokenizer writes: {error}") from error
 
     def tokenizer(self) -> Tokenizer:
         """The compact tokenizer beside the map."""
