@@ -38,11 +38,12 @@ def failing_as(
       kinds: of errors; by default any. A `UserError` passes through, since it says all.
       library: whose words the reason is; then 'WHAT (LIBRARY: reason)'.
     """
+    kinds = kinds or (Exception,)
     try:
         yield
     except UserError:
         raise
-    except tuple(kinds or [Exception]) as error:
+    except kinds as error:
         why = f" ({library}: {reason(error)})" if library else f": {reason(error)}"
         raise UserError(f"{what}{why}{advice}") from error
 

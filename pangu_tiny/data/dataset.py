@@ -1,6 +1,7 @@
 """A prepared token dataset: what its dataset.json says, and its rows by number."""
 
 import concurrent.futures
+import functools
 import itertools
 import os
 import resource
@@ -199,6 +200,12 @@ class TokenDataset:
             raise UserError(f"{file} is missing; prepare the dataset again")
         if (size := os.path.getsize(file)) != shard["size"]:
             raise UserError(f"{file} has {size} bytes, expected {shard['size']}: it is damaged")
+
+
+@functools.lru_cache(maxsize=1)
+def open_once(path: str, digest: str) -> TokenDataset:
+    """A dataset for all jobs of a process; other contents at the same path have another digest."""
+    return TokenDataset.open(path)
 
 
 def _allow_open_files(count: int) -> None:

@@ -44,24 +44,13 @@ class RoundIndex:
         path = finished("round index", folder, "select-batches", INDEX)
         about, arrays = read_described(path)
         with failing_as(f"{path} is not what select-batches writes", TypeError, KeyError):
-            index = cls(
-                Round(**about["round"]),
-                about["unit"],
-                about["model"],
-                arrays["units"],
-                about["how"],
-            )
+            index = cls(**about | {"round": Round(**about["round"])} | arrays)
             index._check(path)
         return index
 
     def write(self, folder: epath.Path) -> None:
-        about = {
-            "round": dataclasses.asdict(self.round),
-            "unit": self.unit,
-            "model": self.model,
-            "how": self.how,
-        }
-        write_arrays(folder / INDEX, {"units": self.units}, about)
+        facts = {name: value for name, value in vars(self).items() if name != "units"}
+        write_arrays(folder / INDEX, {"units": self.units}, facts | {"round": vars(self.round)})
 
     @property
     def rows(self) -> int:
@@ -79,7 +68,7 @@ class RoundIndex:
         return {
             "digest": digest_of(self.how, self.units.astype(np.int64)),
             "unit": self.unit,
-            "round": dataclasses.asdict(self.round),
+            "round": vars(self.round),
         }
 
     def _check(self, path: epath.Path) -> None:

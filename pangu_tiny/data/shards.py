@@ -19,9 +19,8 @@ from etils import epath
 
 from pangu_tiny.data import records, rows
 from pangu_tiny.errors import failing_as
-from pangu_tiny.jobs import Job
-from pangu_tiny.text.changes import Reader, Reading
-from pangu_tiny.text.documents import Unit, batches, is_held_out
+from pangu_tiny.text.changes import Reader, UnitJob
+from pangu_tiny.text.documents import batches, is_held_out
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.unknown import text_bytes, unknown_bytes
 from pangu_tiny.workdir import write_atomically
@@ -31,18 +30,12 @@ _WRITER = "group_size:1,uncompressed"  # ids hardly compress, and are read one r
 
 
 @dataclasses.dataclass(frozen=True)
-class TextJob(Job):
+class TextJob(UnitJob):
     """A unit of text, one of `count`, and what to make of it."""
 
     count: int
-    unit: Unit
     sequence_length: int
     held_out_fraction: float
-    reading: Reading
-
-    @property
-    def size(self) -> int:
-        return self.unit.size
 
     def run(self, tokenizer: Tokenizer) -> None:
         """Writes the unit's shards, at most one for each split, and the result."""

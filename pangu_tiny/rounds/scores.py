@@ -22,6 +22,7 @@ from pangu_tiny.errors import UserError, failing_as
 from pangu_tiny.workdir import digest_of, finished
 
 SCORES = "scores.npz"
+_ARRAYS = ("nats", "targets", "sources")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,18 +61,14 @@ class Scores:
         return scores
 
     def write(self, folder: epath.Path) -> None:
-        arrays = {name: getattr(self, name) for name in ("nats", "targets", "sources")}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
         write_arrays(folder / SCORES, arrays, self.about)
 
     @property
     def about(self) -> dict[str, Any]:
-        return {
-            "round": dataclasses.asdict(self.round),
-            "unit": self.unit,
-            "model": self.model,
-            "dtype": self.dtype,
-            "source_names": self.source_names,
-        }
+        """All but the arrays, as JSON values."""
+        facts = {name: value for name, value in vars(self).items() if name not in _ARRAYS}
+        return facts | {"round": vars(self.round)}
 
     @property
     def digest(self) -> str:

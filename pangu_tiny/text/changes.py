@@ -20,7 +20,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import fsspec
 import numpy as np
@@ -28,7 +28,7 @@ from etils import epath
 
 from pangu_tiny.arrays import read_arrays, write_arrays
 from pangu_tiny.errors import UserError
-from pangu_tiny.jobs import run_here
+from pangu_tiny.jobs import Job, run_here
 from pangu_tiny.text.documents import Unit, document_digest, read_documents
 from pangu_tiny.text.formats import TFDS, Part, printable, unreadable
 from pangu_tiny.text.left_out import Skipped
@@ -79,14 +79,16 @@ class Reader:
         _write_unit(result, self.records)
 
 
-class UnitJob(Protocol):
-    """A job of a stage that reads text with a `Reader`."""
+@dataclasses.dataclass(frozen=True)
+class UnitJob(Job):
+    """A unit of text, to be read with a `Reader`."""
+
+    unit: Unit
+    reading: Reading
 
     @property
-    def unit(self) -> Unit: ...
-
-    @property
-    def result(self) -> epath.Path: ...
+    def size(self) -> int:
+        return self.unit.size
 
 
 @dataclasses.dataclass(frozen=True)
