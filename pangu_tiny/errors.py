@@ -49,11 +49,7 @@ def failing_as(
 
 
 def check_one_of(name: str, value: Any, known: Collection[Any]) -> None:
-    """Refuses a setting that is not one of the known values.
-
-    Args:
-      name: of the binding, for the message.
-    """
+    """Refuses a setting, named by its binding, that is not one of the known values."""
     if value not in known:
         names = ", ".join(map(str, known))
         raise UserError(f"{name} is {value!r}, expected one of {names}")
@@ -68,13 +64,8 @@ def check_number(
     above: float | None = None,
     below: float | None = None,
 ) -> None:
-    """Refuses a number outside of its bounds; None, where a setting may be left open, passes.
-
-    Args:
-      name: of the binding, for the message.
-      least, most: bounds that are allowed themselves.
-      above, below: bounds that are not; `below=math.inf` refuses infinity.
-    """
+    """Refuses a number, named by its binding, outside of its bounds, of which `least` and `most`
+    are allowed themselves; `below=math.inf` refuses infinity. None, a setting left open, passes."""
     bounds = [
         (least, f"at least {least:,}" if least is not None else "", lambda x: x >= least),
         (above, f"more than {above:,}" if above is not None else "", lambda x: x > above),

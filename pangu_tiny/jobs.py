@@ -57,12 +57,8 @@ class Job:
 
 
 def run_jobs(jobs: Sequence[Any], shared: Any, workers: Workers, label: str) -> None:
-    """Runs the jobs that have no result yet.
-
-    Args:
-      shared: is given to every job, and pickled once for a process.
-      label: what is being done.
-    """
+    """Runs the jobs that have no result yet; `shared` is given to every job, and pickled once for
+    a process."""
     jobs[0].result.parent.mkdir(exist_ok=True)
     todo = [job for job in jobs if not job.result.exists()]
     if workers.runner is None:
@@ -83,12 +79,8 @@ def remove_results(folder: epath.Path) -> None:
 def run_here(
     jobs: Sequence[Any], shared: Any, processes: int | None, label: str, done: int = 0
 ) -> None:
-    """Runs jobs on this machine, with a progress bar.
-
-    Args:
-      jobs: have `size` and `run(shared)`.
-      done: bytes that were done before.
-    """
+    """Runs jobs, which have `size` and `run(shared)`, on this machine, with a progress bar on which
+    `done` bytes were done before."""
     processes = min(processes or len(os.sched_getaffinity(0)), len(jobs))
     with Progress(label, done + sum(job.size for job in jobs), "B", initial=done) as progress:
         for job in _finished(jobs, shared, processes):

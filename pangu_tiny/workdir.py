@@ -194,11 +194,7 @@ def read_identity(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def finished(kind: str, folder: str | os.PathLike[str], stage: str, file: str) -> epath.Path:
-    """The file that a stage writes last.
-
-    Args:
-      kind: of what the folder holds, for the message.
-    """
+    """The file that a stage writes last, in a folder of such a kind of results."""
     path = epath.Path(folder) / file
     if path.exists():
         return path

@@ -171,13 +171,8 @@ class Writer:
 
 
 def with_moments(state: TrainState, path: epath.Path, target: TrainState) -> TrainState:
-    """A fresh state with the moments of Adam, and their count, from another run's checkpoint.
-
-    Args:
-      state: the fresh state.
-      path: a step's folder.
-      target: shapes and layouts, as `abstract_state` gives them.
-    """
+    """A fresh state with the moments of Adam, and their count, from another run's step; `target`
+    has the shapes and layouts, as `abstract_state` gives them."""
     try:
         found = restore(path, optimizer=_beside_params(target))["optimizer"]["moments"]
     except UserError:

@@ -46,12 +46,9 @@ def batches(
     """An endless iterator over the batches of a split, from batch `start` on.
 
     Args:
-      dataset: where the rows are.
       split: "train" or "held_out".
       global_batch: rows in a batch, of all processes together.
-      order: of the rows.
       positions: places within the global batch that this process serves; by default all.
-      start: number of the first batch.
       drawn: serves these units alone, and ends after the last whole batch of them.
       prefetch: batches read ahead, each on a thread; 0 reads on the caller's.
 

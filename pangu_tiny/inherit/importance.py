@@ -128,12 +128,8 @@ class Importance:
 
 
 def layer_scores(arrays: dict[str, np.ndarray], choice: LayerChoice) -> np.ndarray | None:
-    """[layers], what each layer of the teacher matters by `choice.score`; None where the choice
-    needs none.
-
-    Args:
-      arrays: as in importance.npz.
-    """
+    """[layers], what each layer of the teacher matters by `choice.score`, of the arrays of
+    importance.npz; None where the choice needs none."""
     if not choice.measures:
         return None
     if choice.score not in arrays:

@@ -91,7 +91,6 @@ def read_documents(
     """Yields the documents of a unit; each has a character that is not white space.
 
     Args:
-      unit: what to read.
       skipped: is told of the documents that are left out.
       text_key: the key, column or feature that holds the text.
       bad_utf8: "skip" leaves out documents that are not UTF-8, "fail" stops at the first.

@@ -140,14 +140,8 @@ def write_counts(
     tokenizer: Tokenizer,
     held_out_fraction: float | None,
 ) -> None:
-    """Writes what makes the folder one of counts.
-
-    Args:
-      folder: where to.
-      by_source: what was counted.
-      left_out: the files of every source that were not read.
-      tokenizer, held_out_fraction: what it was counted with.
-    """
+    """Writes what makes the folder one of counts; `left_out` has, by source, the files that were
+    not read."""
     times = np.stack([counted.times for counted in by_source.values()])
     if not times.sum():
         skipped = sum((counted.skipped for counted in by_source.values()), Skipped())

@@ -43,11 +43,9 @@ class Cut(NamedTuple):
         method: str,
         keep: Sequence[str] = (),
     ) -> "Cut":
-        """Decides what goes first.
+        """Decides what goes first from a BPE model.
 
         Args:
-          tokenizer: a BPE model.
-          vocabulary: its pieces.
           times: int [n], how often each id was counted.
           method: one of `prune.METHODS`.
           keep: pieces that must stay, by name.

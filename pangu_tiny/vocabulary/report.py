@@ -48,10 +48,8 @@ def measure(
     """All figures of the report.
 
     Args:
-      cut: what was cut, and by what.
       paper: the same by the published rule, for comparison.
       compact: the result, of `size` pieces.
-      counts: what the cut was decided by.
       texts: held-out documents by source; may be empty.
       model: the shape that the tokenizer is for; without one, no figures of parameters.
     """
