@@ -6,7 +6,6 @@ wrote it, `optimizer`, all with checksums (`checksums.py`). A folder counts as a
 of it can be read.
 """
 
-import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.tokenizer_json import TokenizerJson
 from pangu_tiny.topology.processes import from_first
-from pangu_tiny.workdir import absolute, digest_of
+from pangu_tiny.workdir import absolute, digest_of, environment
 
 
 class Checkpoint(NamedTuple):
@@ -211,8 +210,9 @@ def is_finished(path: epath.Path) -> bool:
 
 
 def describe(shape: ModelShape, **facts: Any) -> dict[str, Any]:
-    """The `about` of a checkpoint."""
-    return json.loads(json.dumps({"format": 3, "model": dataclasses.asdict(shape), **facts}))
+    """The `about` of a checkpoint that this process writes."""
+    about = {"format": 3, "model": vars(shape), **facts, "environment": environment()}
+    return json.loads(json.dumps(about))
 
 
 def restore(path: epath.Path, **items: Any) -> dict[str, Any]:

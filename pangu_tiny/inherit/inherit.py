@@ -24,7 +24,7 @@ from pangu_tiny.inherit.importance import Importance, layer_scores
 from pangu_tiny.inherit.layers import LayerChoice
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.vocabulary.id_map import IdMap
-from pangu_tiny.workdir import absolute, claim, environment, write_atomically
+from pangu_tiny.workdir import absolute, claim, write_atomically
 
 TIES = ("embedding", "head")
 
@@ -158,7 +158,6 @@ def _write(folder: epath.Path, cutter: Cutter, small: _Tokenizer, identity: dict
         begin_id=small.begin_id,
         end_id=small.end_id,
         sequence_length=teacher.about["sequence_length"],
-        environment=environment(),
     )
     manifest = cutter.manifest()
     write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1))

@@ -1,6 +1,7 @@
 """The stage `score-batches`: the loss of everything that a round trained, under a frozen model."""
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -149,39 +150,33 @@ def _score(
     )
     with alone() as leads:
         losses = RowLosses(folder, start) if leads else None
-    saved_at = time.monotonic()
-    in_flight: tuple[int, Any] | None = None
 
-    def settle() -> None:
-        """Reads the step before the one in flight."""
-        if in_flight is None:
-            return
-        first, figures = in_flight
-        row_ids, nats, targets = jax.device_get(figures)
-        # The first rows may be there already, the last ones may lie beyond the round.
-        new = slice(max(0, start - first), total - first)
-        places = first + np.arange(len(row_ids))
-        with alone() as leads:
-            if leads:
-                losses.add(places[new], row_ids[new], nats[new], targets[new])
-        progress.update(len(row_ids[new]))
-
-    def save(end: int) -> None:
-        with alone() as leads:
-            if leads:
-                losses.flush(end)
-
-    with Progress("score-batches", total, "row", initial=start, shown=leads) as progress:
+    def scored() -> Iterator[tuple[int, Any]]:
+        """First place and figures of each batch, given out when the batch after it was started."""
+        in_flight: list[tuple[int, Any]] = []
         for first in range(start - start % at_once, total, at_once):
             batch = feed.place(next(loader))
-            scored = program.score(params, batch.rows_abt[0])
-            settle()
-            in_flight = first, (whole(batch.row_ids_ab[0]), *scored)
-            if time.monotonic() - saved_at > save_seconds and first > start:
-                save(first)
-                saved_at = time.monotonic()
-        settle()
-        save(total)
+            nats_and_targets = program.score(params, batch.rows_abt[0])
+            yield from in_flight
+            in_flight = [(first, (whole(batch.row_ids_ab[0]), *nats_and_targets))]
+        yield from in_flight
+
+    saved_at = time.monotonic()
+    with Progress("score-batches", total, "row", initial=start, shown=leads) as progress:
+        for first, figures in scored():
+            row_ids, nats, targets = jax.device_get(figures)
+            # The first rows may be there already, the last ones may lie beyond the round.
+            end = min(first + at_once, total)
+            new = slice(max(0, start - first), end - first)
+            places = first + np.arange(len(row_ids))
+            late = end == total or time.monotonic() - saved_at > save_seconds
+            with alone() as leads:
+                if leads:
+                    losses.add(places[new], row_ids[new], nats[new], targets[new])
+                    if late:
+                        losses.flush(end)
+                        saved_at = time.monotonic()
+            progress.update(len(row_ids[new]))
 
 
 def _add_up(

@@ -143,7 +143,9 @@ class TextRecord:
                 f"the text has {len(parts)} parts, {self.folder} was made of {len(records)}; choose"
                 " another workdir"
             )
-        now = _changed_by_path({part.path for part in parts})
+        paths = {part.path for part in parts}
+        with concurrent.futures.ThreadPoolExecutor(32) as pool:  # in a bucket each takes its time
+            now = dict(zip(paths, pool.map(_changed, paths), strict=True))
         jobs = [
             _Comparison(part, record.digest, self.reading, os.fspath(self.folder))
             for part, record in zip(parts, records, strict=True)
@@ -206,13 +208,6 @@ class _Comparison:
 
 def _parts(jobs: Sequence[UnitJob]) -> list[Part]:
     return [part for job in jobs for part in job.unit.parts]
-
-
-def _changed_by_path(paths: set[str]) -> dict[str, int]:
-    remote = [path for path in paths if "://" in path]
-    with concurrent.futures.ThreadPoolExecutor(32) as pool:  # one by one they are slow
-        found = dict(zip(remote, pool.map(_changed, remote), strict=True))
-    return found | {path: _changed(path) for path in paths.difference(remote)}
 
 
 def _changed(path: str) -> int:

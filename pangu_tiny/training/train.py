@@ -29,7 +29,7 @@ from pangu_tiny.training.held_out import score_held_out
 from pangu_tiny.training.loop import Run, train_steps
 from pangu_tiny.training.metrics import MFU_FORMULA, peak_flops
 from pangu_tiny.training.watch import WATCHING, Profile, Watch, Watching
-from pangu_tiny.workdir import difference, environment, read_json, write_atomically
+from pangu_tiny.workdir import difference, read_json, write_atomically
 
 
 class Trained(NamedTuple):
@@ -214,13 +214,12 @@ def _run(
         folder,
         data,
         writer,
+        watching,
         steps=loop["steps"],
         start=int(state.step),
         tokens=training.layout.rows * data.sequence_length,
         flops=program.shape.flops_per_token(data.sequence_length),
-        log_every=watching.log_every,
         stop_nonfinite=not identity["skip_nonfinite"],
-        tensorboard=watching.tensorboard,
     )
     about = describe(
         program.shape,
@@ -229,7 +228,6 @@ def _run(
         begin_id=data.begin_id,
         end_id=data.end_id,
         sequence_length=data.sequence_length,
-        environment=environment(),
     )
     tokenizer_bytes = data.tokenizer_bytes()
 
