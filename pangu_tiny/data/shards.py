@@ -76,7 +76,7 @@ class TextJob(UnitJob):
             "skipped": dataclasses.asdict(reader.skipped),
             "splits": {split: {**sizes[split], **shards[split].finish()} for split in SPLITS},
         }
-        reader.write(self.result)
+        self.keep_records(reader.records)
         write_atomically(self.result, json.dumps(result))
 
 

@@ -30,7 +30,7 @@ from pangu_tiny.arrays import read_arrays, write_arrays
 from pangu_tiny.errors import UserError
 from pangu_tiny.jobs import Job, run_here
 from pangu_tiny.text.documents import Unit, document_digest, read_documents
-from pangu_tiny.text.formats import TFDS, Part, printable, unreadable
+from pangu_tiny.text.formats import TFDS, Part, printable, reading
 from pangu_tiny.text.left_out import Skipped
 from pangu_tiny.workdir import read_json, write_atomically
 
@@ -74,10 +74,6 @@ class Reader:
                 self.skipped += skipped
             self.records.append(Record(changed, digest.hexdigest()))
 
-    def write(self, result: epath.Path) -> None:
-        """Leaves the records beside the result of the unit, which has to be written after them."""
-        _write_unit(result, self.records)
-
 
 @dataclasses.dataclass(frozen=True)
 class UnitJob(Job):
@@ -89,6 +85,24 @@ class UnitJob(Job):
     @property
     def size(self) -> int:
         return self.unit.size
+
+    @property
+    def _records(self) -> epath.Path:
+        return self.result.with_suffix(".text.json")
+
+    def keep_records(self, records: Sequence[Record]) -> None:
+        """Leaves what its parts were beside the result, which has to be written after that."""
+        write_atomically(self._records, json.dumps({"parts": records}))
+
+    def kept_records(self) -> list[Record]:
+        """What `keep_records` left."""
+        file = self._records
+        if not file.exists():
+            raise UserError(
+                f"{file} is missing: {self.result.name} beside it is of an earlier version; choose"
+                " another workdir"
+            )
+        return [Record(*part) for part in read_json(file, "parts")["parts"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,13 +141,13 @@ class TextRecord:
         self._write(self._compare_units(jobs))
 
     def _compare_units(self, jobs: Sequence[UnitJob]) -> list[Record]:
-        units = [_read_unit(job.result) for job in jobs]
+        units = [job.kept_records() for job in jobs]
         parts = _parts(jobs)
         records = self._compare(parts, list(itertools.chain(*units)))
         rest = iter(records)
         for job, before in zip(jobs, units, strict=True):
             if (after := list(itertools.islice(rest, len(before)))) != before:
-                _write_unit(job.result, after)
+                job.keep_records(after)
         return records
 
     def _compare(self, parts: Sequence[Part], records: Sequence[Record]) -> list[Record]:
@@ -214,14 +228,12 @@ def _changed(path: str) -> int:
     """When a file was last changed, in nanoseconds since 1970."""
     if path.startswith(TFDS):
         return 0
-    try:
+    with reading(printable(path)):
         # Not by epath, which knows whole seconds.
         if "://" not in path:
             return os.stat(path).st_mtime_ns
         filesystem, name = fsspec.core.url_to_fs(path)
         return round(filesystem.modified(name).timestamp() * 1e9)
-    except OSError as error:
-        raise unreadable(printable(path), error) from error
 
 
 def _facts(skipped: Skipped) -> bytes:
@@ -231,21 +243,3 @@ def _facts(skipped: Skipped) -> bytes:
         for kind, found in skipped.places.items()
     }
     return json.dumps(vars(skipped) | {"places": places}, sort_keys=True).encode()
-
-
-def _unit_file(result: epath.Path) -> epath.Path:
-    return result.with_suffix(".text.json")
-
-
-def _write_unit(result: epath.Path, records: Sequence[Record]) -> None:
-    write_atomically(_unit_file(result), json.dumps({"parts": records}))
-
-
-def _read_unit(result: epath.Path) -> list[Record]:
-    file = _unit_file(result)
-    if not file.exists():
-        raise UserError(
-            f"{file} is missing: {result.name} beside it is of an earlier version; choose another"
-            " workdir"
-        )
-    return [Record(*part) for part in read_json(file, "parts")["parts"]]

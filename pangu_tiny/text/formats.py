@@ -1,5 +1,6 @@
 """The kinds of files that hold documents: how each is cut into parts, and a part is read."""
 
+import contextlib
 import dataclasses
 import functools
 import gzip
@@ -57,6 +58,15 @@ def printable(path: str) -> str:
 def unreadable(path: str, error: Exception) -> UserError:
     """The complaint that a file or folder cannot be read."""
     return UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
+@contextlib.contextmanager
+def reading(path: str, kinds: tuple[type[Exception], ...] = (OSError,)) -> Iterator[None]:
+    """Complains of a file where reading it raises errors of these kinds."""
+    try:
+        yield
+    except kinds as error:
+        raise unreadable(path, error) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,11 +314,8 @@ def _open_parquet(path: str) -> Any:
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        with failing_as(f"{path} is not a Parquet file", pyarrow.ArrowInvalid):
-            return pyarrow.parquet.ParquetFile(epath.Path(path).open("rb"))
-    except OSError as error:
-        raise unreadable(path, error) from error
+    with reading(path), failing_as(f"{path} is not a Parquet file", pyarrow.ArrowInvalid):
+        return pyarrow.parquet.ParquetFile(epath.Path(path).open("rb"))
 
 
 def tfds_name(item: str) -> tuple[str, str]:

@@ -155,7 +155,7 @@ class TextJob(UnitJob):
             ids = tokenizer.encode_batch(batch)
             unknown += int(unknown_bytes(tokenizer, batch, ids).sum())
             counted.times += np.bincount(np.concatenate(ids), minlength=tokenizer.pieces)
-        reader.write(self.result)
+        self.keep_records(reader.records)
         counted.digest %= 2**256
         sizes: dict[str, Any] = text_bytes(tokenizer, counted.times, unknown)
         save(self.result, dataclasses.replace(counted, skipped=reader.skipped, **sizes))
