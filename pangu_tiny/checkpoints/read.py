@@ -115,11 +115,8 @@ class Checkpoint(NamedTuple):
 
 
 class Leaf:
-    """A parameter on disk. Of a stacked one a layer can be read at a time.
-
-    Attributes:
-      name, shape, dtype: of the parameter.
-    """
+    """A parameter on disk, with its name, shape and dtype. Of a stacked one a layer can be read at
+    a time."""
 
     def __init__(self, folder: epath.Path, name: str, write: bool = False):
         self._where, self.name = f"checkpoint {folder}: {name}", name

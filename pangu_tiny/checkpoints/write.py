@@ -46,19 +46,15 @@ def write_parts(
     label: str,
     **facts: Any,
 ) -> epath.Path:
-    """Writes step 0 of `folder`; after a kill it is there whole or not at all.
+    """Writes step 0 of a folder of checkpoints and returns it; after a kill it is there whole or
+    not at all.
 
     Args:
-      folder: of checkpoints; 0 is made in it.
-      shape, dtype: of what is written; `dtype` is one of `FLOATS`.
+      dtype: of what is written, one of `FLOATS`.
       parts: every part of `parts_of(shape)` once, in any order; cast to `dtype`. What they raise
         passes through.
-      tokenizer_bytes: the file of the tokenizer.
       label: of the progress bar.
       facts: what else `about` says.
-
-    Returns:
-      The checkpoint.
 
     Raises:
       UserError: it cannot be written, or values are too large for `dtype`.

@@ -31,7 +31,6 @@ class Weights:
     """The tensors of a model in Hugging Face layout.
 
     Attributes:
-      folder: where they lie.
       files: model.safetensors, or the shards that its index names, in the order of their names.
       tensors: by name.
     """
@@ -76,12 +75,8 @@ class Weights:
         return found.hexdigest()
 
     def check(self, expected: dict[str, tuple[int, ...]], ignored: Sequence[str]) -> None:
-        """Whether they are just those that are expected, with their shapes, as floats.
-
-        Args:
-          expected: shape by name.
-          ignored: ends of names that may be there too.
-        """
+        """Whether they are floats of just these names and shapes; others may be there whose names
+        end in what is `ignored`."""
         missing = [name for name in expected if name not in self.tensors]
         if missing:
             name = missing[0]

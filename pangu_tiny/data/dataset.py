@@ -33,13 +33,11 @@ class TokenDataset:
     """Rows of token ids, numbered within each split: shards in order, sources in order.
 
     Attributes:
-      path: the folder.
       description: the whole of its dataset.json (see `pangu_tiny.data.prepare_data`).
       digest: sha256 of the contents; the same for the same rows, wherever they lie.
       sequence_length: targets of a row; a row has one id more.
       vocab_size, begin_id, end_id, tokenizer_digest: of the tokenizer that wrote the ids.
-      sources: the names of the corpora, in order.
-      splits: the names of the splits, "train" and "held_out".
+      sources, splits: their names, in order; splits are "train" and "held_out".
 
     Reading is safe from several threads.
     """

@@ -40,12 +40,7 @@ _FACTS = ("teacher", "layers", "method", "model", "repeat_kv", "merge_kv", "outp
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Importance:
-    """A ranking of a teacher.
-
-    Attributes:
-      about: importance.json.
-      arrays: importance.npz.
-    """
+    """A ranking of a teacher: importance.json, and the arrays of importance.npz."""
 
     about: dict[str, Any]
     arrays: dict[str, np.ndarray]

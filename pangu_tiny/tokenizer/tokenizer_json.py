@@ -6,11 +6,7 @@ from pangu_tiny.errors import UserError, failing_as
 
 
 class TokenizerJson:
-    """Text to ids and back, by the library `tokenizers`.
-
-    Attributes:
-      name: where it was read from, for messages.
-    """
+    """Text to ids and back, by the library `tokenizers`; messages say the name."""
 
     def __init__(self, content: bytes, name: str):
         self.name = name

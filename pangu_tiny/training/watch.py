@@ -63,9 +63,6 @@ class Watch:
     what it reads.
 
     Args:
-      folder: the run's workdir.
-      dataset: what it trains on.
-      writer: of its checkpoints.
       steps: of the run, of which `start` are done.
       tokens: of a step.
       flops: of a token.
