@@ -266,6 +266,12 @@ def difference(found: Any, wanted: Any, there: str = "there", here: str = "here"
     return "; ".join(walk(found, wanted, ""))
 
 
+def check_same(what: str, found: Any, other: str, wanted: Any) -> None:
+    """Refuses what was made of something else: 'WHAT found, OTHER wanted'."""
+    if found != wanted:
+        raise UserError(f"{what} {_shown(found)}, {other} {_shown(wanted)}")
+
+
 def _shown(value: Any) -> str:
     """A value, or the beginning of a digest."""
     is_digest = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)

@@ -16,7 +16,7 @@ from etils import epath
 from pangu_tiny.data import records, rows
 from pangu_tiny.errors import UserError, failing_as
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.workdir import finished, read_json
+from pangu_tiny.workdir import check_same, finished, read_json
 
 DESCRIPTION = "dataset.json"
 _MAKERS = "prepare-data (or remap-dataset)"
@@ -99,11 +99,8 @@ class TokenDataset:
         """The SentencePiece model that wrote the ids."""
         file = epath.Path(self.path) / TOKENIZER
         tokenizer = Tokenizer.open(file)
-        if tokenizer.digest != self.tokenizer_digest:
-            raise UserError(
-                f"{file} has digest {tokenizer.digest}; the dataset was written with"
-                f" {self.tokenizer_digest}"
-            )
+        written = "the dataset was written with"
+        check_same(f"{file} has digest", tokenizer.digest, written, self.tokenizer_digest)
         return tokenizer.model_bytes
 
     def read(self, split: str, row_ids: np.ndarray) -> np.ndarray:

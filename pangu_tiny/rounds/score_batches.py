@@ -25,6 +25,7 @@ from pangu_tiny.topology.mesh import named_sharding
 from pangu_tiny.topology.processes import alone, from_first, led, say
 from pangu_tiny.topology.shared_workdir import claim_together
 from pangu_tiny.training.metrics import RowLosses, read_records, row_loss_files
+from pangu_tiny.workdir import check_same
 
 
 def score_batches(
@@ -59,11 +60,8 @@ def score_batches(
     round_ = first_round(trained)
     data = TokenDataset.open(dataset)
     dtype = dtype or opened.about.get("dtype", "float32")
-    if data.digest != round_.dataset:
-        raise UserError(
-            f"dataset {data.path} is {data.digest[:12]}, the round was trained on "
-            f"{round_.dataset[:12]}"
-        )
+    trained_on = "the round was trained on"
+    check_same(f"dataset {data.path} is", data.digest, trained_on, round_.dataset)
     opened.check_rows(data)
     program = build(opened.shape, hardware, data.marks, dtype)
     layout = scoring_layout(program.mesh, hardware, batch_size)

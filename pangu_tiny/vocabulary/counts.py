@@ -22,7 +22,7 @@ from pangu_tiny.arrays import read_array, read_described, write_array, write_arr
 from pangu_tiny.errors import UserError, failing_as
 from pangu_tiny.text.left_out import Skipped, count_skipped
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.workdir import finished, read_json, write_atomically
+from pangu_tiny.workdir import check_same, finished, read_json, write_atomically
 
 DESCRIPTION = "counts.json"
 _COUNTS = "counts.npy"
@@ -86,11 +86,9 @@ def read_counts(folders: str | list[str], tokenizer: Tokenizer) -> Counts:
     for path in [folders] if isinstance(folders, str) else folders:
         file = finished("counts", path, "count-tokens", DESCRIPTION)
         description = read_json(file, "tokenizer_digest", "held_out_fraction", "sources")
-        if description["tokenizer_digest"] != tokenizer.digest:
-            raise UserError(
-                f"counts {path} are of the tokenizer {description['tokenizer_digest']};"
-                f" the one given is {tokenizer.digest}"
-            )
+        counted_with = description["tokenizer_digest"]
+        of = f"counts {path} are of the tokenizer"
+        check_same(of, counted_with, "the one given is", tokenizer.digest)
         times = read_array(file.parent / _COUNTS)
         if times.shape != (len(description["sources"]), tokenizer.pieces):
             raise UserError(
@@ -98,7 +96,7 @@ def read_counts(folders: str | list[str], tokenizer: Tokenizer) -> Counts:
                 f" {[len(description['sources']), tokenizer.pieces]} by the {DESCRIPTION} beside it"
             )
         fresh = Counts(
-            description["tokenizer_digest"],
+            counted_with,
             description["held_out_fraction"],
             description["sources"],
             dict(zip(description["sources"], times, strict=True)),

@@ -14,7 +14,7 @@ from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.typed import NO, convert
 from pangu_tiny.vocabulary import prune
 from pangu_tiny.vocabulary.pieces import Vocabulary
-from pangu_tiny.workdir import finished, read_json
+from pangu_tiny.workdir import check_same, finished, read_json
 
 TOKENIZER, ID_MAP = "tokenizer.model", "id_map.json"
 
@@ -135,11 +135,8 @@ class IdMap:
     def tokenizer(self) -> Tokenizer:
         """The compact tokenizer beside the map."""
         compact = Tokenizer.open(epath.Path(self.folder) / TOKENIZER)
-        if compact.digest != self.new_digest:
-            raise UserError(
-                f"tokenizer {compact.name} has digest {compact.digest}; {ID_MAP} beside it is of"
-                f" {self.new_digest}"
-            )
+        digest = f"tokenizer {compact.name} has digest"
+        check_same(digest, compact.digest, f"{ID_MAP} beside it is of", self.new_digest)
         return compact
 
     def map(self, ids: np.ndarray) -> np.ndarray:

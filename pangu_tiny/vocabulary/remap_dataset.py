@@ -18,7 +18,7 @@ from pangu_tiny.errors import UserError
 from pangu_tiny.jobs import Job, Workers, remove_results, run_jobs
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.vocabulary.id_map import IdMap
-from pangu_tiny.workdir import claim, read_identity, read_json, write_atomically
+from pangu_tiny.workdir import check_same, claim, read_identity, read_json, write_atomically
 
 _FLUSH = 2**20  # ids
 
@@ -43,11 +43,9 @@ def remap_dataset(
     workers = Workers("remap_dataset", processes)
     old = TokenDataset.open(dataset)
     id_map = IdMap.open(tokenizer)
-    if old.tokenizer_digest != id_map.old_digest:
-        raise UserError(
-            f"dataset {dataset} was written with the tokenizer {old.tokenizer_digest};"
-            f" {tokenizer} was cut out of {id_map.old_digest}"
-        )
+    written = f"dataset {dataset} was written with the tokenizer"
+    cut = f"{tokenizer} was cut out of"
+    check_same(written, old.tokenizer_digest, cut, id_map.old_digest)
     if not (id_map.exact or approximate):
         raise UserError(
             f"{tokenizer} was cut by {id_map.method!r}, whose ids do not follow from those of the"
