@@ -82,7 +82,7 @@ def test_two_processes_go_back_together_from_damage(runs, dataset):
     assert [child.wait() for child in start_two(dataset, workdir)] == [0, 0]
     log = (workdir.parent / "log0").read_text()
     [line] = [line for line in log.splitlines() if "20 is damaged" in line]
-    # Which words follow depends on what the bit is of: a chunk, or one of the nodes that lead to it.
+    # Which words follow depends on what the bit is of: a chunk, or a node that leads to it.
     assert re.search("resuming from step 15: .*Error (reading|opening)", line), (
         f"the second one says why: {line}"
     )
