@@ -86,9 +86,10 @@ def read_counts(folders: str | list[str], tokenizer: Tokenizer) -> Counts:
     for path in [folders] if isinstance(folders, str) else folders:
         file = finished("counts", path, "count-tokens", DESCRIPTION)
         description = read_json(file, "tokenizer_digest", "held_out_fraction", "sources")
-        counted_with = description["tokenizer_digest"]
-        of = f"counts {path} are of the tokenizer"
-        check_same(of, counted_with, "the one given is", tokenizer.digest)
+        used = description["tokenizer_digest"]
+        check_same(
+            f"counts {path} are of the tokenizer", used, "the one given is", tokenizer.digest
+        )
         times = read_array(file.parent / _COUNTS)
         if times.shape != (len(description["sources"]), tokenizer.pieces):
             raise UserError(
@@ -96,7 +97,7 @@ def read_counts(folders: str | list[str], tokenizer: Tokenizer) -> Counts:
                 f" {[len(description['sources']), tokenizer.pieces]} by the {DESCRIPTION} beside it"
             )
         fresh = Counts(
-            counted_with,
+            used,
             description["held_out_fraction"],
             description["sources"],
             dict(zip(description["sources"], times, strict=True)),
