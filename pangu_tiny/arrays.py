@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, failing_as
 from pangu_tiny.workdir import replaced
 
 _ABOUT = "about"
@@ -51,24 +51,19 @@ def write_array(path: epath.Path, array: np.ndarray) -> None:
 
 def read_array(path: epath.Path) -> np.ndarray:
     """Reads an npy file."""
-    try:
-        with path.open("rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except _DAMAGED as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    with failing_as(f"{path} cannot be read", *_DAMAGED), path.open("rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
     """Reads what `write_arrays` wrote."""
-    try:
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise zipfile.BadZipFile("it is no npz file, or not all of one")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                return dict(arrays)
-    except _DAMAGED as error:
-        raise UserError(f"{path} cannot be read: {error}; remove it to make it again") from error
+    refused, advice = f"{path} cannot be read", "; remove it to make it again"
+    with failing_as(refused, *_DAMAGED, advice=advice), path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise zipfile.BadZipFile("it is no npz file, or not all of one")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
 
 
 def read_described(path: epath.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -16,13 +16,8 @@ except ImportError as error:
 
 
 def run_on_beam(jobs: Sequence[Any], shared: Any, runner: str, options: Sequence[str]) -> None:
-    """Runs jobs on the workers of a runner, which write their results where all can read them.
-
-    Args:
-      jobs, shared: as `jobs.run_jobs` takes them.
-      runner: its name.
-      options: its flags, as on a Beam command line.
-    """
+    """Runs the jobs of `jobs.run_jobs` on the workers of a runner, which write their results where
+    all can read them; `options` are its flags, as on a Beam command line."""
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # it logs whole stack traces
     usage = io.StringIO()  # argparse prints hundreds of lines, and then what is wrong
     try:

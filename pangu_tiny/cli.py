@@ -77,7 +77,9 @@ def _run(options: argparse.Namespace, bindings: list[tuple[str, str]]) -> None:
     if devices == "all":
         _start_devices(options)
     elif devices == "cpu":
-        _keep_to_the_cpu()
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")
     likely_first = (options.stage, *STAGES)
     config.read(map(find_stage, likely_first), options.gin_file, bindings)
     stage = find_stage(options.stage)
@@ -155,12 +157,6 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str
             parser.error(f"unknown flag {flag!r}, expected --gin_file=F or --gin.NAME=VALUE")
         bindings.append((name, value))
     return options, bindings
-
-
-def _keep_to_the_cpu() -> None:
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")
 
 
 def _start_devices(options: argparse.Namespace) -> None:

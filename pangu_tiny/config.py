@@ -191,7 +191,7 @@ def _read_file(path: str, known: _Known, origin: str, parents: tuple[str, ...]) 
             elif isinstance(statement, config_parser.ImportStatement):
                 raise UserError(f"{line}: only bindings and includes are allowed in a gin file")
     except SyntaxError as error:
-        raise UserError(f"{path}:{error.lineno}: {_first_line(error.msg)}") from error
+        raise UserError(f"{path}:{error.lineno}: {error.msg.splitlines()[0]}") from error
     except tokenize.TokenError as error:
         raise UserError(f"{path}:{error.args[1][0]}: {error.args[0]}") from error
     except UnicodeDecodeError as error:
@@ -218,10 +218,6 @@ def _read_flag(name: str, text: str, known: _Known) -> None:
 
 def _statements(text: str) -> Iterator[Any]:
     return config_parser.ConfigParser(text, _Reader())
-
-
-def _first_line(text: str) -> str:
-    return text.splitlines()[0]
 
 
 def _bind(scope: str, selector: str, parameter: str, bound: _Bound, known: _Known) -> None:

@@ -3,8 +3,9 @@
 Any public function may raise it; docstrings name only errors that a caller can act on.
 """
 
+import contextlib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 
@@ -18,12 +19,37 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def check_one_of(name: str, value: Any, known: Collection[Any]) -> None:
-    """Refuses a setting that is not one of the known values.
+def reason(error: BaseException) -> str:
+    """The first line of what a library first raised, which may be pages long or empty; where it
+    names the file at its start, it names the cause at its end."""
+    while error.__cause__:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) < 300 else f"{lines[0][:100]} … {lines[0][-200:]}"
+
+
+@contextlib.contextmanager
+def failing_as(
+    what: str, *kinds: type[BaseException], library: str = "", advice: str = ""
+) -> Iterator[None]:
+    """Makes a `UserError` of what is raised within: 'WHAT: reason', and `advice` after it.
 
     Args:
-      name: of the binding, for the message.
+      kinds: of errors; by default any. A `UserError` passes through, since it says all.
+      library: whose words the reason is; then 'WHAT (LIBRARY: reason)'.
     """
+    kinds = kinds or (Exception,)
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:
+        why = f" ({library}: {reason(error)})" if library else f": {reason(error)}"
+        raise UserError(f"{what}{why}{advice}") from error
+
+
+def check_one_of(name: str, value: Any, known: Collection[Any]) -> None:
+    """Refuses a setting, named by its binding, that is not one of the known values."""
     if value not in known:
         names = ", ".join(map(str, known))
         raise UserError(f"{name} is {value!r}, expected one of {names}")
@@ -38,13 +64,8 @@ def check_number(
     above: float | None = None,
     below: float | None = None,
 ) -> None:
-    """Refuses a number outside of its bounds; None, where a setting may be left open, passes.
-
-    Args:
-      name: of the binding, for the message.
-      least, most: bounds that are allowed themselves.
-      above, below: bounds that are not; `below=math.inf` refuses infinity.
-    """
+    """Refuses a number, named by its binding, outside of its bounds, of which `least` and `most`
+    are allowed themselves; `below=math.inf` refuses infinity. None, a setting left open, passes."""
     bounds = [
         (least, f"at least {least:,}" if least is not None else "", lambda x: x >= least),
         (above, f"more than {above:,}" if above is not None else "", lambda x: x > above),

@@ -8,12 +8,7 @@ _POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
 def check_no_pointer(path: Any, head: bytes) -> None:
-    """Refuses a git-lfs pointer.
-
-    Args:
-      path: of the file, for the message.
-      head: its first bytes, or all of them.
-    """
+    """Refuses a file whose first bytes (or all of them) are those of a git-lfs pointer."""
     if head.startswith(_POINTER):
         raise UserError(
             f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` where it was"

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from etils import epath
 
@@ -18,8 +18,8 @@ UNITS = "units"
 """The folder of results below a stage's workdir; it goes when the stage is done."""
 
 
-class Workers(NamedTuple):
-    """Who does the jobs.
+class Workers:
+    """Who does the jobs of a stage.
 
     Attributes:
       processes: of this machine; None is one for each core.
@@ -27,23 +27,17 @@ class Workers(NamedTuple):
       options: its flags, as on a Beam command line.
     """
 
-    processes: int | None = None
-    runner: str | None = None
-    options: Sequence[str] = ()
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         stage: str,
         processes: int | None,
         runner: str | None = None,
-        runner_options: Sequence[str] | None = None,
-    ) -> "Workers":
-        """Those that the parameters of a stage ask for, checked."""
+        options: Sequence[str] | None = None,
+    ):
         check_number(f"{stage}.processes", processes, 1)
-        if runner_options and runner is None:
+        if options and runner is None:
             raise UserError(f"{stage}.runner_options are those of a runner, expected one too")
-        return cls(processes, runner, runner_options or ())
+        self.processes, self.runner, self.options = processes, runner, options or ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +57,8 @@ class Job:
 
 
 def run_jobs(jobs: Sequence[Any], shared: Any, workers: Workers, label: str) -> None:
-    """Runs the jobs that have no result yet.
-
-    Args:
-      shared: is given to every job, and pickled once for a process.
-      label: what is being done.
-    """
+    """Runs the jobs that have no result yet; `shared` is given to every job, and pickled once for
+    a process."""
     jobs[0].result.parent.mkdir(exist_ok=True)
     todo = [job for job in jobs if not job.result.exists()]
     if workers.runner is None:
@@ -89,12 +79,8 @@ def remove_results(folder: epath.Path) -> None:
 def run_here(
     jobs: Sequence[Any], shared: Any, processes: int | None, label: str, done: int = 0
 ) -> None:
-    """Runs jobs on this machine, with a progress bar.
-
-    Args:
-      jobs: have `size` and `run(shared)`.
-      done: bytes that were done before.
-    """
+    """Runs jobs, which have `size` and `run(shared)`, on this machine, with a progress bar on which
+    `done` bytes were done before."""
     processes = min(processes or len(os.sched_getaffinity(0)), len(jobs))
     with Progress(label, done + sum(job.size for job in jobs), "B", initial=done) as progress:
         for job in _finished(jobs, shared, processes):

@@ -194,11 +194,7 @@ def read_identity(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def finished(kind: str, folder: str | os.PathLike[str], stage: str, file: str) -> epath.Path:
-    """The file that a stage writes last.
-
-    Args:
-      kind: of what the folder holds, for the message.
-    """
+    """The file that a stage writes last, in a folder of such a kind of results."""
     path = epath.Path(folder) / file
     if path.exists():
         return path
@@ -268,6 +264,12 @@ def difference(found: Any, wanted: Any, there: str = "there", here: str = "here"
         return [] if a == b else [f"{name} is {_shown(a)} {there}, {_shown(b)} {here}"]
 
     return "; ".join(walk(found, wanted, ""))
+
+
+def check_same(what: str, found: Any, other: str, wanted: Any) -> None:
+    """Refuses what was made of something else: 'WHAT found, OTHER wanted'."""
+    if found != wanted:
+        raise UserError(f"{what} {_shown(found)}, {other} {_shown(wanted)}")
 
 
 def _shown(value: Any) -> str:

@@ -56,11 +56,8 @@ tensorstore_utils.build_array_write_spec = _with_checksums(tensorstore_utils.bui
 
 
 def array_handler(use_ocdbt: bool = True) -> ocp.PyTreeCheckpointHandler:
-    """Writes a tree of arrays with checksums.
-
-    Args:
-      use_ocdbt: whether chunks are gathered in few files; else each is a file of its own.
-    """
+    """Writes a tree of arrays with checksums; with `use_ocdbt` chunks are gathered in few files,
+    else each is a file of its own."""
     handlers = ocp.type_handlers
     registry = handlers.create_type_handler_registry(
         # Neither shardings nor chunk shapes are written beside the arrays: nothing reads them.
@@ -81,12 +78,8 @@ class AboutHandler(ocp.JsonCheckpointHandler):
 
 
 def write_checksums(step: epath.Path, about: epath.Path | None = None) -> None:
-    """Writes the sha256 of every file that is no chunk.
-
-    Args:
-      step: the step's folder.
-      about: where its item `about` lies, as long as that has not its name yet.
-    """
+    """Writes the sha256 of every file of a step that is no chunk; `about` is where its item of that
+    name lies, as long as it has another one."""
     about = about or step / "about"
     files = {name: step / name for name in _names(step) if not name.startswith(f"{about.name}/")}
     files |= {f"about/{name}": about / name for name in _names(about)}

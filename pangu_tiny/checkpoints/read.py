@@ -6,7 +6,6 @@ wrote it, `optimizer`, all with checksums (`checksums.py`). A folder counts as a
 of it can be read.
 """
 
-import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -22,13 +21,13 @@ from pangu_tiny.checkpoints import checksums
 from pangu_tiny.checkpoints.checksums import MARK
 from pangu_tiny.checkpoints.quiet import ignore_leftovers
 from pangu_tiny.data.dataset import TokenDataset
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, failing_as, reason
 from pangu_tiny.model.decoder import parameter_shapes
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.tokenizer_json import TokenizerJson
 from pangu_tiny.topology.processes import from_first
-from pangu_tiny.workdir import absolute, digest_of
+from pangu_tiny.workdir import absolute, digest_of, environment
 
 
 class Checkpoint(NamedTuple):
@@ -116,17 +115,14 @@ class Checkpoint(NamedTuple):
 
 
 class Leaf:
-    """A parameter on disk. Of a stacked one a layer can be read at a time.
-
-    Attributes:
-      name, shape, dtype: of the parameter.
-    """
+    """A parameter on disk, with its name, shape and dtype. Of a stacked one a layer can be read at
+    a time."""
 
     def __init__(self, folder: epath.Path, name: str, write: bool = False):
         self._where, self.name = f"checkpoint {folder}: {name}", name
         base = str(folder) if "://" in str(folder) else f"file://{folder}"
         kvstore: Any = f"{base}/{name.replace('/', '.')}/"
-        try:
+        with failing_as(f"{self._where} cannot be opened"):
             layout = json.loads((folder / "_METADATA").read_text())
             if layout["use_ocdbt"]:
                 kvstore = {"driver": "ocdbt", "base": base, "path": f"{name.replace('/', '.')}/"}
@@ -138,28 +134,22 @@ class Leaf:
                 "store_data_equal_to_fill_value": True,
             }
             self._array = tensorstore.open(spec, open=True, read=True, write=write).result()
-        except Exception as error:
-            raise UserError(f"{self._where} cannot be opened: {reason(error)}") from error
         self.shape: tuple[int, ...] = self._array.shape
         self.dtype: np.dtype = self._array.dtype.numpy_dtype
 
     def read(self, layer: int | None = None) -> np.ndarray:
         """The whole parameter, or one layer of a stacked one."""
-        try:
+        with failing_as(f"{self._where} cannot be read"):
             part = self._array if layer is None else self._array[layer]
             return part.read().result()
-        except Exception as error:
-            raise UserError(f"{self._where} cannot be read: {reason(error)}") from error
 
     def write(self, value: np.ndarray, layer: int | None = None) -> None:
         """Puts a value of the same shape and dtype in its place."""
         part = self._array if layer is None else self._array[layer]
         if (value.shape, value.dtype) != (part.shape, self.dtype):
             raise ValueError(f"{self.name}: {value.dtype}{value.shape}, expected {part.shape}")
-        try:
+        with failing_as(f"{self._where} cannot be written"):
             part.write(value).result()
-        except Exception as error:
-            raise UserError(f"{self._where} cannot be written: {reason(error)}") from error
 
 
 def open_checkpoint(path: str) -> Checkpoint:
@@ -217,8 +207,9 @@ def is_finished(path: epath.Path) -> bool:
 
 
 def describe(shape: ModelShape, **facts: Any) -> dict[str, Any]:
-    """The `about` of a checkpoint."""
-    return json.loads(json.dumps({"format": 3, "model": dataclasses.asdict(shape), **facts}))
+    """The `about` of a checkpoint that this process writes."""
+    about = {"format": 3, "model": vars(shape), **facts, "environment": environment()}
+    return json.loads(json.dumps(about))
 
 
 def restore(path: epath.Path, **items: Any) -> dict[str, Any]:
@@ -278,12 +269,3 @@ def _with_shardings(shapes: Any, shardings: Any) -> Any:
         shapes,
         shardings,
     )
-
-
-def reason(error: BaseException) -> str:
-    """The first line of what a library first raised, which may be pages long or empty; where it
-    names the file at its start, it names the cause at its end."""
-    while error.__cause__:
-        error = error.__cause__
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0] if len(lines[0]) < 300 else f"{lines[0][:100]} … {lines[0][-200:]}"

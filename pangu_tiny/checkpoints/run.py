@@ -11,9 +11,9 @@ from etils import epath
 from pangu_tiny.checkpoints import checksums
 from pangu_tiny.checkpoints.checksums import AboutHandler, array_handler
 from pangu_tiny.checkpoints.quiet import hold_traces, ignore_leftovers, release_traces
-from pangu_tiny.checkpoints.read import committed_steps, numbered, reason, restore, unreadable
+from pangu_tiny.checkpoints.read import committed_steps, numbered, restore, unreadable
 from pangu_tiny.checkpoints.write import chunk_by_layer
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, reason
 from pangu_tiny.program.step import TrainState
 from pangu_tiny.topology.processes import alone, from_first, gather, led, say
 
@@ -171,13 +171,8 @@ class Writer:
 
 
 def with_moments(state: TrainState, path: epath.Path, target: TrainState) -> TrainState:
-    """A fresh state with the moments of Adam, and their count, from another run's checkpoint.
-
-    Args:
-      state: the fresh state.
-      path: a step's folder.
-      target: shapes and layouts, as `abstract_state` gives them.
-    """
+    """A fresh state with the moments of Adam, and their count, from another run's step; `target`
+    has the shapes and layouts, as `abstract_state` gives them."""
     try:
         found = restore(path, optimizer=_beside_params(target))["optimizer"]["moments"]
     except UserError:

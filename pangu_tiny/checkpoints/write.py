@@ -10,8 +10,8 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from pangu_tiny.checkpoints.checksums import MARK, array_handler, write_checksums
-from pangu_tiny.checkpoints.read import Leaf, describe, is_finished, reason
-from pangu_tiny.errors import UserError
+from pangu_tiny.checkpoints.read import Leaf, describe, is_finished
+from pangu_tiny.errors import UserError, failing_as
 from pangu_tiny.model.decoder import parameter_shapes
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.progress import Progress
@@ -46,19 +46,15 @@ def write_parts(
     label: str,
     **facts: Any,
 ) -> epath.Path:
-    """Writes step 0 of `folder`; after a kill it is there whole or not at all.
+    """Writes step 0 of a folder of checkpoints and returns it; after a kill it is there whole or
+    not at all.
 
     Args:
-      folder: of checkpoints; 0 is made in it.
-      shape, dtype: of what is written; `dtype` is one of `FLOATS`.
+      dtype: of what is written, one of `FLOATS`.
       parts: every part of `parts_of(shape)` once, in any order; cast to `dtype`. What they raise
         passes through.
-      tokenizer_bytes: the file of the tokenizer.
       label: of the progress bar.
       facts: what else `about` says.
-
-    Returns:
-      The checkpoint.
 
     Raises:
       UserError: it cannot be written, or values are too large for `dtype`.
@@ -84,18 +80,14 @@ def write_parts(
         tokenizer=array_handler(),
         about=ocp.JsonCheckpointHandler(),
     )
-    try:
-        with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(
-                partial,
-                ocp.args.Composite(
-                    params=ocp.args.PyTreeSave(zeros, chunk_by_layer(zeros)),
-                    tokenizer=ocp.args.PyTreeSave(tokenizer),
-                    about=ocp.args.JsonSave(about),
-                ),
-            )
-    except Exception as error:
-        raise UserError(f"checkpoint {done} cannot be written: {reason(error)}") from error
+    items = ocp.args.Composite(
+        params=ocp.args.PyTreeSave(zeros, chunk_by_layer(zeros)),
+        tokenizer=ocp.args.PyTreeSave(tokenizer),
+        about=ocp.args.JsonSave(about),
+    )
+    refused = f"checkpoint {done} cannot be written"
+    with failing_as(refused), ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(partial, items)
     missing = set(parts_of(shape))
     leaves = {name: Leaf(partial / "params", name, write=True) for name, _ in missing}
     total = sum(int(np.prod(leaf.shape)) for leaf in leaves.values()) * kind.itemsize

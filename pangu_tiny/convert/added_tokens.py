@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pangu_tiny.convert.files import read_object
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import failing_as
 
 
 def added_tokens(folder: pathlib.Path) -> dict[int, str]:
@@ -17,16 +17,11 @@ def added_tokens(folder: pathlib.Path) -> dict[int, str]:
     }
     found: dict[int, str] = {}
     for name, listed in readers.items():
-        try:
-            content = read_object(folder / name)
-        except FileNotFoundError:
+        if not (file := folder / name).exists():
             continue
-        try:
+        content = read_object(file)
+        with failing_as(f"{file}: its added tokens cannot be read, expected ids and texts"):
             found |= {int(token_id): str(text) for token_id, text in listed(content)}
-        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-            raise UserError(
-                f"{folder / name}: its added tokens cannot be read, expected ids and texts: {error}"
-            ) from error
     return found
 
 

@@ -32,7 +32,7 @@ from pangu_tiny.git_lfs import check_no_pointer
 from pangu_tiny.model.decoder import parameter_shapes
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.workdir import claim, environment
+from pangu_tiny.workdir import claim
 
 _TEXTS = 20  # of added tokens, that are printed
 _TIKTOKEN = rb"[A-Za-z0-9+/]+=* \d+\n"  # its first line: a piece in base64, and its rank
@@ -94,7 +94,6 @@ def import_hf(
         begin_id=vocabulary.begin_id,
         end_id=vocabulary.end_id,
         sequence_length=config.sequence_length,
-        environment=environment(),
     )
     print(
         f"imported {source}: {shape.parameters:,} parameters in {dtype}, depth {shape.depth},"

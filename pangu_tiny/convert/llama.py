@@ -74,12 +74,9 @@ class HuggingFaceConfig(NamedTuple):
 
 def read_config(file: pathlib.Path) -> HuggingFaceConfig:
     """Reads and checks a config.json."""
-    try:
-        config = read_object(file)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{file} does not exist, expected a model in Hugging Face layout"
-        ) from error
+    if not file.exists():
+        raise UserError(f"{file} does not exist, expected a model in Hugging Face layout")
+    config = read_object(file)
     _check_architecture(config, file)
     positions = _number(config, "max_position_embeddings", file)
     _check_window(config, positions, file)

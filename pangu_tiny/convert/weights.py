@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pangu_tiny.checkpoints.read import reason
 from pangu_tiny.convert.files import read_object
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, failing_as
 from pangu_tiny.git_lfs import check_no_pointer
 from pangu_tiny.progress import Progress
 
@@ -32,7 +31,6 @@ class Weights:
     """The tensors of a model in Hugging Face layout.
 
     Attributes:
-      folder: where they lie.
       files: model.safetensors, or the shards that its index names, in the order of their names.
       tensors: by name.
     """
@@ -77,12 +75,8 @@ class Weights:
         return found.hexdigest()
 
     def check(self, expected: dict[str, tuple[int, ...]], ignored: Sequence[str]) -> None:
-        """Whether they are just those that are expected, with their shapes, as floats.
-
-        Args:
-          expected: shape by name.
-          ignored: ends of names that may be there too.
-        """
+        """Whether they are floats of just these names and shapes; others may be there whose names
+        end in what is `ignored`."""
         missing = [name for name in expected if name not in self.tensors]
         if missing:
             name = missing[0]
@@ -137,11 +131,8 @@ def _find_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _check_content(file: pathlib.Path) -> None:
-    try:
-        with file.open("rb") as stream:
-            head = stream.read(100)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+    with failing_as(f"{file} cannot be read", OSError), file.open("rb") as stream:
+        head = stream.read(100)
     check_no_pointer(file, head)
     if not head:
         raise UserError(f"{file} is empty, expected tensors as safetensors stores them")
@@ -152,10 +143,8 @@ def _open(file: pathlib.Path) -> Any:
         import safetensors
     except ImportError as error:
         raise UserError("import-hf needs safetensors: pip install 'pangu_tiny[hf]'") from error
-    try:
+    with failing_as(f"{file} cannot be read", safetensors.SafetensorError, OSError):
         return safetensors.safe_open(file, framework="np")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{file} cannot be read: {reason(error)}") from error
 
 
 def _more(names: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """A prepared token dataset: what its dataset.json says, and its rows by number."""
 
 import concurrent.futures
+import functools
 import itertools
 import os
 import resource
@@ -13,9 +14,9 @@ from array_record.python import array_record_module
 from etils import epath
 
 from pangu_tiny.data import records, rows
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, failing_as
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.workdir import finished, read_json
+from pangu_tiny.workdir import check_same, finished, read_json
 
 DESCRIPTION = "dataset.json"
 _MAKERS = "prepare-data (or remap-dataset)"
@@ -32,13 +33,11 @@ class TokenDataset:
     """Rows of token ids, numbered within each split: shards in order, sources in order.
 
     Attributes:
-      path: the folder.
       description: the whole of its dataset.json (see `pangu_tiny.data.prepare_data`).
       digest: sha256 of the contents; the same for the same rows, wherever they lie.
       sequence_length: targets of a row; a row has one id more.
       vocab_size, begin_id, end_id, tokenizer_digest: of the tokenizer that wrote the ids.
-      sources: the names of the corpora, in order.
-      splits: the names of the splits, "train" and "held_out".
+      sources, splits: their names, in order; splits are "train" and "held_out".
 
     Reading is safe from several threads.
     """
@@ -100,11 +99,8 @@ class TokenDataset:
         """The SentencePiece model that wrote the ids."""
         file = epath.Path(self.path) / TOKENIZER
         tokenizer = Tokenizer.open(file)
-        if tokenizer.digest != self.tokenizer_digest:
-            raise UserError(
-                f"{file} has digest {tokenizer.digest}; the dataset was written with"
-                f" {self.tokenizer_digest}"
-            )
+        written = "the dataset was written with"
+        check_same(f"{file} has digest", tokenizer.digest, written, self.tokenizer_digest)
         return tokenizer.model_bytes
 
     def read(self, split: str, row_ids: np.ndarray) -> np.ndarray:
@@ -174,11 +170,9 @@ class TokenDataset:
 
     def _read_shard(self, shard: dict[str, Any], places: np.ndarray) -> np.ndarray:
         file = epath.Path(self.path) / shard["file"]
-        try:
+        with failing_as(f"{file} cannot be read", RuntimeError, OSError, ValueError, IndexError):
             found = self._reader(shard).read(places.tolist())
             rows_bt = records.decode_rows(found, self.sequence_length + 1, self._dtype)
-        except (RuntimeError, OSError, ValueError, IndexError) as error:
-            raise UserError(f"{file} cannot be read: {error}") from error
         if rows_bt.size and rows_bt.max() >= self.vocab_size:
             raise UserError(
                 f"{file} holds token id {rows_bt.max()}, expected ids below {self.vocab_size}"
@@ -201,6 +195,12 @@ class TokenDataset:
             raise UserError(f"{file} is missing; prepare the dataset again")
         if (size := os.path.getsize(file)) != shard["size"]:
             raise UserError(f"{file} has {size} bytes, expected {shard['size']}: it is damaged")
+
+
+@functools.lru_cache(maxsize=1)
+def open_once(path: str, digest: str) -> TokenDataset:
+    """A dataset for all jobs of a process; other contents at the same path have another digest."""
+    return TokenDataset.open(path)
 
 
 def _allow_open_files(count: int) -> None:

@@ -28,11 +28,9 @@ def write_description(
     """Sums the results of all units up and writes what makes the folder a dataset.
 
     Args:
-      folder: where the shards lie.
       names: of the sources, in order.
       results: of every unit, in order: its `source`, and the entries of its `splits`.
       left_out: `skipped` documents and `left_out` files, as dataset.json holds them.
-      tokenizer, sequence_length: what the rows were made with.
     """
     splits = {split: _describe_split(split, names, results) for split in SPLITS}
     if not splits["train"]["rows"]:

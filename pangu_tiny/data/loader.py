@@ -6,7 +6,8 @@ units of the order, see `Drawn`.
 """
 
 import sys
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -45,35 +46,16 @@ def batches(
     """An endless iterator over the batches of a split, from batch `start` on.
 
     Args:
-      dataset: where the rows are.
       split: "train" or "held_out".
       global_batch: rows in a batch, of all processes together.
-      order: of the rows.
       positions: places within the global batch that this process serves; by default all.
-      start: number of the first batch.
       drawn: serves these units alone, and ends after the last whole batch of them.
       prefetch: batches read ahead, each on a thread; 0 reads on the caller's.
 
     Returns:
       A Grain iterator over {"rows": int32 [n, sequence_length + 1], "row_ids": int64 [n]} where n
-      is len(positions). Its state is the number of the next batch, whatever `start` was.
+      is len(positions).
     """
-    iterator = iter(batch_dataset(dataset, split, global_batch, order, positions, drawn, prefetch))
-    if start:
-        iterator.set_state({"next_index": start})
-    return iterator
-
-
-def batch_dataset(
-    dataset: TokenDataset,
-    split: str,
-    global_batch: int,
-    order: Order,
-    positions: np.ndarray | None = None,
-    drawn: Drawn | None = None,
-    prefetch: int = 4,
-) -> grain.IterDataset:
-    """The Grain dataset that `batches` iterates over."""
     places_to_rows = order.rows(dataset, split)
     places = np.arange(global_batch) if positions is None else np.asarray(positions)
     if places.size and not (places.min() >= 0 and places.max() < global_batch):
@@ -88,7 +70,7 @@ def batch_dataset(
         row_ids = np.array([places_to_rows[number] for number in numbers], np.int64)
         return {"rows": dataset.read(split, row_ids), "row_ids": row_ids}
 
-    return _prefetched(grain.MapDataset.range(rows // global_batch).map(read), prefetch)
+    return _iterate(range(start, rows // global_batch), read, prefetch)
 
 
 def held_out_batches(
@@ -121,10 +103,12 @@ def held_out_batches(
         rows_bt[there] = dataset.read(split, served[there])
         return {"rows": rows_bt, "row_ids": served}
 
-    count = -(-len(chosen) // batch_size)
-    return iter(_prefetched(grain.MapDataset.range(count).map(read), prefetch))
+    return _iterate(range(-(-len(chosen) // batch_size)), read, prefetch)
 
 
-def _prefetched(dataset: grain.MapDataset, prefetch: int) -> grain.IterDataset:
+def _iterate(
+    numbers: range, read: Callable[[int], dict[str, Any]], prefetch: int
+) -> grain.DatasetIterator:
     options = grain.ReadOptions(num_threads=min(prefetch, 8), prefetch_buffer_size=prefetch)
-    return dataset.to_iter_dataset(options)
+    dataset = grain.MapDataset.range(numbers.start, numbers.stop).map(read)
+    return iter(dataset.to_iter_dataset(options))

@@ -84,7 +84,7 @@ def prepare_data(
     """
     _check_arguments(sequence_length, tokenizer, vocab_size)
     check_reading("prepare_data", held_out_fraction, bad_utf8, shard_bytes=shard_bytes)
-    workers = Workers.of("prepare_data", processes, runner, runner_options)
+    workers = Workers("prepare_data", processes, runner, runner_options)
     sources = find_sources(text)
     given = _open_tokenizer(tokenizer) if tokenizer else None
     identity: dict[str, Any] = {
@@ -120,7 +120,7 @@ def prepare_data(
             write_atomically(folder / TOKENIZER, given.model_bytes)
     given = given or Tokenizer.open(folder / TOKENIZER)
     jobs = [
-        TextJob(index, workdir, len(units), unit, sequence_length, held_out_fraction, reading)
+        TextJob(index, workdir, unit, reading, len(units), sequence_length, held_out_fraction)
         for index, unit in enumerate(units)
     ]
     record = TextRecord(folder, reading, processes)

@@ -15,7 +15,7 @@ from etils import epath
 
 from pangu_tiny.arrays import read_described, write_arrays
 from pangu_tiny.data.order import Round
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, failing_as
 from pangu_tiny.workdir import digest_of, finished
 
 INDEX = "round_index.npz"
@@ -43,27 +43,14 @@ class RoundIndex:
         """Reads a workdir of select-batches."""
         path = finished("round index", folder, "select-batches", INDEX)
         about, arrays = read_described(path)
-        try:
-            index = cls(
-                Round(**about["round"]),
-                about["unit"],
-                about["model"],
-                arrays["units"],
-                about["how"],
-            )
+        with failing_as(f"{path} is not what select-batches writes", TypeError, KeyError):
+            index = cls(**about | {"round": Round(**about["round"])} | arrays)
             index._check(path)
-        except (TypeError, KeyError) as error:
-            raise UserError(f"{path} is not what select-batches writes: {error}") from error
         return index
 
     def write(self, folder: epath.Path) -> None:
-        about = {
-            "round": dataclasses.asdict(self.round),
-            "unit": self.unit,
-            "model": self.model,
-            "how": self.how,
-        }
-        write_arrays(folder / INDEX, {"units": self.units}, about)
+        facts = {name: value for name, value in vars(self).items() if name != "units"}
+        write_arrays(folder / INDEX, {"units": self.units}, facts | {"round": vars(self.round)})
 
     @property
     def rows(self) -> int:
@@ -81,7 +68,7 @@ class RoundIndex:
         return {
             "digest": digest_of(self.how, self.units.astype(np.int64)),
             "unit": self.unit,
-            "round": dataclasses.asdict(self.round),
+            "round": vars(self.round),
         }
 
     def _check(self, path: epath.Path) -> None:

@@ -18,10 +18,9 @@ from array_record.python import array_record_module
 from etils import epath
 
 from pangu_tiny.data import records, rows
-from pangu_tiny.errors import UserError
-from pangu_tiny.jobs import Job
-from pangu_tiny.text.changes import Reader, Reading
-from pangu_tiny.text.documents import Unit, batches, is_held_out
+from pangu_tiny.errors import failing_as
+from pangu_tiny.text.changes import Reader, UnitJob
+from pangu_tiny.text.documents import batches, is_held_out
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.tokenizer.unknown import text_bytes, unknown_bytes
 from pangu_tiny.workdir import write_atomically
@@ -31,18 +30,12 @@ _WRITER = "group_size:1,uncompressed"  # ids hardly compress, and are read one r
 
 
 @dataclasses.dataclass(frozen=True)
-class TextJob(Job):
+class TextJob(UnitJob):
     """A unit of text, one of `count`, and what to make of it."""
 
     count: int
-    unit: Unit
     sequence_length: int
     held_out_fraction: float
-    reading: Reading
-
-    @property
-    def size(self) -> int:
-        return self.unit.size
 
     def run(self, tokenizer: Tokenizer) -> None:
         """Writes the unit's shards, at most one for each split, and the result."""
@@ -83,7 +76,7 @@ class TextJob(Job):
             "skipped": dataclasses.asdict(reader.skipped),
             "splits": {split: {**sizes[split], **shards[split].finish()} for split in SPLITS},
         }
-        reader.write(self.result)
+        self.keep_records(reader.records)
         write_atomically(self.result, json.dumps(result))
 
 
@@ -139,7 +132,7 @@ class ShardWriter:
             **text_bytes(self._tokenizer, self._times, self._unknown),
         }
         if self._writer:
-            with self._naming_failures():
+            with self._writing():
                 self._writer.close()
             entry |= {
                 "file": self._name,
@@ -155,7 +148,7 @@ class ShardWriter:
         return entry
 
     def _write(self, packed: list[np.ndarray]) -> None:
-        with self._naming_failures():
+        with self._writing():
             for row_t in packed:
                 if self._writer is None:
                     self._writer = array_record_module.ArrayRecordWriter(self._temporary, _WRITER)
@@ -163,15 +156,9 @@ class ShardWriter:
                 self._digest.update(row_t.tobytes())
                 self._writer.write(records.encode_row(row_t))
 
-    @contextlib.contextmanager
-    def _naming_failures(self) -> Iterator[None]:
-        try:
-            yield
-        except RuntimeError as error:  # ArrayRecord's, for a full disk say
-            reason = str(error).partition(";")[0]
-            raise UserError(
-                f"{self._name} cannot be written in {self._folder}: {reason}"
-            ) from error
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        """ArrayRecord raises RuntimeError, for a full disk say."""
+        return failing_as(f"{self._name} cannot be written in {self._folder}", RuntimeError)
 
 
 def _xz_size(utf8: bytes) -> int:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pangu_tiny.checkpoints.read import Checkpoint, open_checkpoint
-from pangu_tiny.errors import UserError, check_number
+from pangu_tiny.errors import UserError, check_number, failing_as
 from pangu_tiny.evaluation.sampling import check_sampling, sample
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.tokenizer.model import Tokenizer
@@ -91,10 +91,8 @@ def generate(
 
 
 def _encode(tokenizer: Tokenizer | TokenizerJson, prompt: str, opened: Checkpoint) -> list[int]:
-    try:
+    with failing_as(f"generate.prompt {prompt!r} is not text", UnicodeEncodeError):
         prompt.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"generate.prompt {prompt!r} is not text: {error}") from error
     ids = tokenizer.encode(prompt)
     rows = opened.shape.vocab_size
     if (largest := max(ids, default=0)) >= rows:

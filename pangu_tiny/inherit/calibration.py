@@ -38,8 +38,6 @@ class Calibration:
     """Measures a teacher.
 
     Attributes:
-      program: of the teacher.
-      layout: of a batch.
       data: what it is measured on; None allows only `WEIGHT_NORMS`.
       folder: where measurements lie while they are under way.
       count: batches, of each split; what is held out may be less.

@@ -28,12 +28,7 @@ _AGAIN = "rank the teacher again, in another workdir"
 
 @dataclasses.dataclass(frozen=True)
 class Correction:
-    """The Gram matrices of a ranking, read a layer at a time.
-
-    Attributes:
-      folder: of rank-teacher.
-      ridge: λ.
-    """
+    """The Gram matrices in a folder of rank-teacher, read a layer at a time; the ridge is λ."""
 
     folder: epath.Path
     ridge: float

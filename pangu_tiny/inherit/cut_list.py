@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, failing_as
 from pangu_tiny.inherit.layers import check_layers
 from pangu_tiny.inherit.structures import sizes
 from pangu_tiny.model.shape import ModelShape
@@ -70,14 +70,13 @@ class CutList:
         file = epath.Path(path)
         if file.is_dir():
             file = file / CUTS
-        try:
+        wrong = (ValueError, TypeError, KeyError, AttributeError)
+        with failing_as(f"cuts {file} is not what inherit writes", *wrong):
             facts = read_json(file)
             if (version := facts.pop("format")) != 1:
                 raise UserError(f"cuts {file} has format {version!r}, expected 1")
             model = ModelShape(**_typed(facts.pop("model"), ModelShape, f"cuts {file}: model."))
             return cls(model=model, **_typed(facts, cls, f"cuts {file}: "))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"cuts {file} is not what inherit writes: {error}") from error
 
     def check(self, teacher: ModelShape) -> None:
         """Refuses a list that the teacher cannot be cut by, or that is not what its model says."""

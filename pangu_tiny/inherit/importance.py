@@ -40,12 +40,7 @@ _FACTS = ("teacher", "layers", "method", "model", "repeat_kv", "merge_kv", "outp
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Importance:
-    """A ranking of a teacher.
-
-    Attributes:
-      about: importance.json.
-      arrays: importance.npz.
-    """
+    """A ranking of a teacher: importance.json, and the arrays of importance.npz."""
 
     about: dict[str, Any]
     arrays: dict[str, np.ndarray]
@@ -128,12 +123,8 @@ class Importance:
 
 
 def layer_scores(arrays: dict[str, np.ndarray], choice: LayerChoice) -> np.ndarray | None:
-    """[layers], what each layer of the teacher matters by `choice.score`; None where the choice
-    needs none.
-
-    Args:
-      arrays: as in importance.npz.
-    """
+    """[layers], what each layer of the teacher matters by `choice.score`, of the arrays of
+    importance.npz; None where the choice needs none."""
     if not choice.measures:
         return None
     if choice.score not in arrays:

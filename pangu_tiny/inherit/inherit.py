@@ -24,7 +24,7 @@ from pangu_tiny.inherit.importance import Importance, layer_scores
 from pangu_tiny.inherit.layers import LayerChoice
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.vocabulary.id_map import IdMap
-from pangu_tiny.workdir import absolute, claim, environment, write_atomically
+from pangu_tiny.workdir import absolute, check_same, claim, write_atomically
 
 TIES = ("embedding", "head")
 
@@ -136,11 +136,8 @@ def inherit(
 
 def _open_ranking(folder: str, opened: Checkpoint) -> Importance:
     ranking = Importance.open(folder)
-    if ranking.about["teacher"] != opened.digest:
-        raise UserError(
-            f"importance {folder} is of teacher {ranking.about['teacher'][:12]}, "
-            f"{opened.path} is {opened.digest[:12]}"
-        )
+    ranked = ranking.about["teacher"]
+    check_same(f"importance {folder} is of teacher", ranked, f"{opened.path} is", opened.digest)
     return ranking
 
 
@@ -158,7 +155,6 @@ def _write(folder: epath.Path, cutter: Cutter, small: _Tokenizer, identity: dict
         begin_id=small.begin_id,
         end_id=small.end_id,
         sequence_length=teacher.about["sequence_length"],
-        environment=environment(),
     )
     manifest = cutter.manifest()
     write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1))
@@ -224,12 +220,10 @@ def _read_tokenizer(opened: Checkpoint, folder: str | None) -> _Tokenizer:
             None,
         )
     id_map = IdMap.open(folder)
-    if id_map.old_digest != about["identity"]["tokenizer"]:
+    cut_from, own = id_map.old_digest, about["identity"]["tokenizer"]
+    if cut_from != own:
         opened.sentencepiece()  # without one, no tokenizer was cut out of its own
-        raise UserError(
-            f"tokenizer {folder} was cut out of {str(id_map.old_digest)[:12]}, teacher "
-            f"{opened.path} has {str(about['identity']['tokenizer'])[:12]}"
-        )
+    check_same(f"tokenizer {folder} was cut out of", cut_from, f"teacher {opened.path} has", own)
     compact = id_map.tokenizer()
     return _Tokenizer(
         compact.model_bytes, compact.digest, compact.begin_id, compact.end_id, id_map.new_to_old
@@ -240,19 +234,11 @@ def _read_cuts(
     path: str, opened: Checkpoint, small: _Tokenizer, model: ModelShape | None
 ) -> CutList:
     cut_list = CutList.read(path)
-    if cut_list.teacher != opened.digest:
-        raise UserError(
-            f"cuts {path} are of teacher {cut_list.teacher[:12]}, {opened.path} is "
-            f"{opened.digest[:12]}"
-        )
+    check_same(f"cuts {path} are of teacher", cut_list.teacher, f"{opened.path} is", opened.digest)
     if model is not None and cut_list.model != model:
         raise UserError(f"cuts {path} make {cut_list.model}, but ModelShape is bound to {model}")
     wanted = small.digest if small.vocabulary is not None else None
-    if cut_list.tokenizer != wanted:
-        raise UserError(
-            f"cuts {path} are for tokenizer {str(cut_list.tokenizer)[:12]}, inherit.tokenizer is "
-            f"{str(wanted)[:12]}"
-        )
+    check_same(f"cuts {path} are for tokenizer", cut_list.tokenizer, "inherit.tokenizer is", wanted)
     return cut_list
 
 

@@ -110,12 +110,8 @@ def targets(
 def first_logits(
     shape: ModelShape, groups: int, scores: dict[str, np.ndarray] | None
 ) -> dict[str, np.ndarray]:
-    """Zeros, or the rank of every structure by `scores` among its peers, from −1 to 1.
-
-    Args:
-      shape: of the teacher.
-      groups: n, of query heads.
-    """
+    """Zeros, or the rank of every structure of the teacher by `scores` among its peers, from −1
+    to 1."""
     n, g = groups, shape.heads // groups
     sizes = {
         "embed": (shape.width,),
@@ -124,15 +120,12 @@ def first_logits(
         "ffn": (shape.depth, shape.ffn_width),
         "bottleneck": (shape.depth, shape.bottleneck),
     }
-    if scores is None:
-        return {kind: np.zeros(size, np.float32) for kind, size in sizes.items() if size[-1]}
-    logits = {}
-    for kind, size in sizes.items():
-        if kind == "kv_heads" and n != shape.kv_heads:
-            logits[kind] = np.zeros(size, np.float32)
-        elif size[-1]:
-            ranks = np.argsort(np.argsort(scores[kind].reshape(size), axis=-1), axis=-1)
-            logits[kind] = (2 * ranks / max(1, size[-1] - 1) - 1).astype(np.float32)
+    logits = {kind: np.zeros(size, np.float32) for kind, size in sizes.items() if size[-1]}
+    ranked = [kind for kind in logits if kind != "kv_heads" or n == shape.kv_heads]
+    for kind in ranked if scores else ():  # groups that are no key-value heads have no score
+        size = sizes[kind]
+        ranks = np.argsort(np.argsort(scores[kind].reshape(size), axis=-1), axis=-1)
+        logits[kind] = (2 * ranks / max(1, size[-1] - 1) - 1).astype(np.float32)
     return logits
 
 

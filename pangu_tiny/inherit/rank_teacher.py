@@ -149,6 +149,7 @@ def _check(
     output_grams: bool,
 ) -> None:
     """Refuses what the teacher or the dataset does not allow."""
+    chooses = model and model.depth < opened.shape.depth and layer_choice.measures
     if method == "learned" and model is None:
         raise UserError("rank_teacher.method = 'learned' needs the shape to cut: bind ModelShape.*")
     if data is None:
@@ -159,19 +160,13 @@ def _check(
                 f"rank_teacher.method = {method!r} needs rank_teacher.dataset; without one, "
                 f"choose {' or '.join(WEIGHT_NORMS)}"
             )
-        if model and layer_choice.measures and model.depth < opened.shape.depth:
+        if chooses:
             raise UserError(
                 "LayerChoice.rule = 'importance' needs rank_teacher.dataset; without one, choose "
                 "'even' or 'listed'"
             )
         return
-    if (
-        model
-        and model.depth < opened.shape.depth
-        and layer_choice.measures
-        and layer_choice.score != "influence"
-        and not data.count("held_out")
-    ):
+    if chooses and layer_choice.score != "influence" and not data.count("held_out"):
         raise UserError(
             f"LayerChoice.score = {layer_choice.score!r} needs held-out rows, dataset {data.path} "
             f"has none; choose 'influence', or a rule that measures nothing"

@@ -39,14 +39,8 @@ def sizes(shape: ModelShape) -> dict[str, int]:
 
 
 def sum_by_structure(values: dict[str, Any]) -> dict[str, jax.Array]:
-    """Adds up a value for every weight, over all weights that belong to a structure.
-
-    Args:
-      values: a parameter tree.
-
-    Returns:
-      Float32, by kind: [l, structures] over the blocks, and `OUTSIDE` [d].
-    """
+    """Adds up a value for every weight of a parameter tree, over all that belong to a structure:
+    float32, by kind, [l, structures] over the blocks, and `OUTSIDE` [d]."""
     totals: dict[str, Any] = {}
     for name, leaf in flatten_dict(values, sep="/").items():
         axes = PARAMETER_AXES[name]
@@ -75,7 +69,6 @@ def apply_masks(params: dict[str, Any], masks: dict[str, Any]) -> dict[str, Any]
     over the channels that are kept. (To the letter if its ε is that of `masked_shape`.)
 
     Args:
-      params: of a decoder.
       masks: float, 0 (gone) to 1 (there), by kind: "layer" [l], "embed" [d], the others
         [l, structures]; a kind that is absent is all there. Key-value heads go with their query
         heads and have no mask of their own.

@@ -2,7 +2,7 @@
 
 import html
 import itertools
-from typing import Any, NamedTuple
+from typing import Any
 
 from etils import epath
 from matplotlib.figure import Figure
@@ -14,15 +14,11 @@ from pangu_tiny.training.metrics import read_metrics
 from pangu_tiny.workdir import read_json, write_atomically
 
 
-class Sample(NamedTuple):
-    """A prompt and the text that begins with it."""
-
-    prompt: str
-    text: str
-
-
-def write_report(folder: epath.Path, result: dict[str, Any], samples: list[Sample]) -> epath.Path:
-    """Writes `report.html` from a recipe's folder, its evaluation and its samples."""
+def write_report(
+    folder: epath.Path, result: dict[str, Any], samples: list[tuple[str, str]]
+) -> epath.Path:
+    """Writes `report.html` from a recipe's folder, its evaluation and samples, each a prompt and
+    the text that begins with it."""
     data = read_json(folder / "data" / "dataset.json")
     path = folder / "report.html"
     write_atomically(path, _page(folder / "model", data, result, samples))
@@ -30,7 +26,10 @@ def write_report(folder: epath.Path, result: dict[str, Any], samples: list[Sampl
 
 
 def _page(
-    model: epath.Path, data: dict[str, Any], result: dict[str, Any], samples: list[Sample]
+    model: epath.Path,
+    data: dict[str, Any],
+    result: dict[str, Any],
+    samples: list[tuple[str, str]],
 ) -> str:
     count = sum(1 for _ in model.glob("round_*"))
     rounds = [model / f"round_{number}" for number in range(1, count + 1)]
@@ -52,9 +51,8 @@ def _page(
         "xz -9": result["xz_9_bits_per_byte"],
     }
     continued = "".join(
-        f"<pre><b>{html.escape(sample.prompt)}</b>"
-        f"{html.escape(sample.text[len(sample.prompt) :])}</pre>"
-        for sample in samples
+        f"<pre><b>{html.escape(prompt)}</b>{html.escape(text[len(prompt) :])}</pre>"
+        for prompt, text in samples
     )
     return page(
         "A tiny language model",

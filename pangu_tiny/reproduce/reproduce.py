@@ -12,7 +12,7 @@ from pangu_tiny.errors import UserError
 from pangu_tiny.evaluation.evaluate import evaluate
 from pangu_tiny.evaluation.generate import generate
 from pangu_tiny.reproduce.corpus import write_python_library
-from pangu_tiny.reproduce.report import Sample, write_report
+from pangu_tiny.reproduce.report import write_report
 from pangu_tiny.rounds.stages import run
 from pangu_tiny.rounds.train_rounds import train_rounds
 from pangu_tiny.text.sources import Text
@@ -90,8 +90,7 @@ def reproduce(
     print("\n7/7 generate")
     samples = []
     for prompt in prompts or [""]:
-        continuation = run("", generate, checkpoint=model, prompt=prompt)
-        samples.append(Sample(prompt, continuation))
+        samples.append((prompt, run("", generate, checkpoint=model, prompt=prompt)))
     report = write_report(folder, result, samples)
     print(
         f"\n{result['bits_per_byte']:.3f} bits per byte on held-out documents; gzip -9 takes "

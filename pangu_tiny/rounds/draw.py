@@ -66,11 +66,8 @@ def draw(
 def draw_parts(
     losses_u: np.ndarray, count: int, parts: int, method: str, temperature: float, key: list[int]
 ) -> np.ndarray:
-    """`draw` from each of `parts` stretches of a round on its own, from each its share of `count`.
-
-    Returns:
-      int64 [count], ascending.
-    """
+    """`draw` from each of `parts` stretches of a round on its own, from each its share of `count`;
+    int64 [count], ascending."""
     drawn = []
     total = len(losses_u)
     for part, (start, end) in enumerate(bounds(total, parts)):
@@ -92,11 +89,8 @@ def bounds(units: int, parts: int) -> list[tuple[int, int]]:
 
 
 def clipped(losses_u: np.ndarray, share: float) -> np.ndarray:
-    """The losses, the highest `share` of them brought down to the highest of the others; NaN stays.
-
-    Args:
-      losses_u: float64, finite or NaN.
-    """
+    """The losses, finite or NaN, the highest `share` of them brought down to the highest of the
+    others; NaN stays."""
     count = len(losses_u) - int(np.isnan(losses_u).sum())
     if not (top := int(share * count)):
         return losses_u

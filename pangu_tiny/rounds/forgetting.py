@@ -20,15 +20,8 @@ EXPLAINED = (
 
 
 def seen_losses(workdir: epath.Path, batches: int) -> np.ndarray | None:
-    """Losses of the first batches of a run as it trained them.
-
-    Args:
-      workdir: of train.
-      batches: how many.
-
-    Returns:
-      float64 [batches, 2], nats and targets; None where the run has not left them all.
-    """
+    """Losses of the first batches of a run as it trained them: float64 [batches, 2], nats and
+    targets; None where the run has not left them all."""
     found_i2 = np.zeros((batches, 2))
     for path in row_loss_files(workdir).values():
         records = read_records(path)

@@ -19,10 +19,8 @@ class Selection:
     """A draw, and what it was drawn from.
 
     Attributes:
-      scores: which it follows.
       losses: float64 [units], what decided: clipped, less the reference.
       taken: bool [units].
-      method: by which they were.
       spread: of the probabilities.
       overlap: share of the units that other noise draws too.
       drawn_before: share of them that the round before had; None where none was named.

@@ -1,6 +1,7 @@
 """The stage `score-batches`: the loss of everything that a round trained, under a frozen model."""
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from pangu_tiny.checkpoints.read import Checkpoint, open_checkpoint
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.loader import batches
 from pangu_tiny.data.order import UNITS, Round
-from pangu_tiny.errors import UserError, check_one_of
+from pangu_tiny.errors import UserError, check_one_of, failing_as
 from pangu_tiny.program.batch import BatchLayout, most_scored_at_once
 from pangu_tiny.program.build import DTYPES, Program, build
 from pangu_tiny.program.feed import Feed
@@ -24,6 +25,7 @@ from pangu_tiny.topology.mesh import named_sharding
 from pangu_tiny.topology.processes import alone, from_first, led, say
 from pangu_tiny.topology.shared_workdir import claim_together
 from pangu_tiny.training.metrics import RowLosses, read_records, row_loss_files
+from pangu_tiny.workdir import check_same
 
 
 def score_batches(
@@ -58,11 +60,8 @@ def score_batches(
     round_ = first_round(trained)
     data = TokenDataset.open(dataset)
     dtype = dtype or opened.about.get("dtype", "float32")
-    if data.digest != round_.dataset:
-        raise UserError(
-            f"dataset {data.path} is {data.digest[:12]}, the round was trained on "
-            f"{round_.dataset[:12]}"
-        )
+    trained_on = "the round was trained on"
+    check_same(f"dataset {data.path} is", data.digest, trained_on, round_.dataset)
     opened.check_rows(data)
     program = build(opened.shape, hardware, data.marks, dtype)
     layout = scoring_layout(program.mesh, hardware, batch_size)
@@ -102,15 +101,11 @@ def first_round(checkpoint: Checkpoint) -> Round:
             f"score_batches.round_of says whose are meant"
         )
     order = ("dataset", "seed", "mixture", "shuffle", "global_batch")
-    try:
+    unsaid = "does not say what it was trained on as this version of pangu_tiny does"
+    with failing_as(f"checkpoint {checkpoint.path} {unsaid}", KeyError, TypeError):
         if index := identity["round_index"]:
             return Round(**index["round"])
         return Round(**{name: identity[name] for name in order}, batches=checkpoint.about["step"])
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"checkpoint {checkpoint.path} does not say what it was trained on as this version of "
-            f"pangu_tiny does: {error}"
-        ) from error
 
 
 def scoring_layout(mesh: Mesh, hardware: Hardware, batch_size: int | None) -> BatchLayout:
@@ -153,39 +148,33 @@ def _score(
     )
     with alone() as leads:
         losses = RowLosses(folder, start) if leads else None
-    saved_at = time.monotonic()
-    in_flight: tuple[int, Any] | None = None
 
-    def settle() -> None:
-        """Reads the step before the one in flight."""
-        if in_flight is None:
-            return
-        first, figures = in_flight
-        row_ids, nats, targets = jax.device_get(figures)
-        # The first rows may be there already, the last ones may lie beyond the round.
-        new = slice(max(0, start - first), total - first)
-        places = first + np.arange(len(row_ids))
-        with alone() as leads:
-            if leads:
-                losses.add(places[new], row_ids[new], nats[new], targets[new])
-        progress.update(len(row_ids[new]))
-
-    def save(end: int) -> None:
-        with alone() as leads:
-            if leads:
-                losses.flush(end)
-
-    with Progress("score-batches", total, "row", initial=start, shown=leads) as progress:
+    def scored() -> Iterator[tuple[int, Any]]:
+        """First place and figures of each batch, given out when the batch after it was started."""
+        in_flight: list[tuple[int, Any]] = []
         for first in range(start - start % at_once, total, at_once):
             batch = feed.place(next(loader))
-            scored = program.score(params, batch.rows_abt[0])
-            settle()
-            in_flight = first, (whole(batch.row_ids_ab[0]), *scored)
-            if time.monotonic() - saved_at > save_seconds and first > start:
-                save(first)
-                saved_at = time.monotonic()
-        settle()
-        save(total)
+            nats_and_targets = program.score(params, batch.rows_abt[0])
+            yield from in_flight
+            in_flight = [(first, (whole(batch.row_ids_ab[0]), *nats_and_targets))]
+        yield from in_flight
+
+    saved_at = time.monotonic()
+    with Progress("score-batches", total, "row", initial=start, shown=leads) as progress:
+        for first, figures in scored():
+            row_ids, nats, targets = jax.device_get(figures)
+            # The first rows may be there already, the last ones may lie beyond the round.
+            end = min(first + at_once, total)
+            new = slice(max(0, start - first), end - first)
+            places = first + np.arange(len(row_ids))
+            late = end == total or time.monotonic() - saved_at > save_seconds
+            with alone() as leads:
+                if leads:
+                    losses.add(places[new], row_ids[new], nats[new], targets[new])
+                    if late:
+                        losses.flush(end)
+                        saved_at = time.monotonic()
+            progress.update(len(row_ids[new]))
 
 
 def _add_up(

@@ -18,10 +18,11 @@ from etils import epath
 
 from pangu_tiny.arrays import read_described, write_arrays
 from pangu_tiny.data.order import Round
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, failing_as
 from pangu_tiny.workdir import digest_of, finished
 
 SCORES = "scores.npz"
+_ARRAYS = ("nats", "targets", "sources")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,30 +51,24 @@ class Scores:
         """Reads a workdir of score-batches."""
         path = finished("scores", folder, "score-batches", SCORES)
         about, arrays = read_described(path)
-        try:
+        with failing_as(f"{path} is not what score-batches writes", TypeError, KeyError):
             fields: dict[str, Any] = about | {"round": Round(**about["round"])} | arrays
             scores = cls(**fields)
             wanted = scores.round.units(scores.unit)
-        except (TypeError, KeyError) as error:
-            raise UserError(f"{path} is not what score-batches writes: {error}") from error
         shapes = {scores.nats.shape, scores.targets.shape, scores.sources.shape[:1]}
         if shapes != {(wanted,)}:
             raise UserError(f"{path} has arrays of {shapes}, its round has {wanted} units")
         return scores
 
     def write(self, folder: epath.Path) -> None:
-        arrays = {name: getattr(self, name) for name in ("nats", "targets", "sources")}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
         write_arrays(folder / SCORES, arrays, self.about)
 
     @property
     def about(self) -> dict[str, Any]:
-        return {
-            "round": dataclasses.asdict(self.round),
-            "unit": self.unit,
-            "model": self.model,
-            "dtype": self.dtype,
-            "source_names": self.source_names,
-        }
+        """All but the arrays, as JSON values."""
+        facts = {name: value for name, value in vars(self).items() if name not in _ARRAYS}
+        return facts | {"round": vars(self.round)}
 
     @property
     def digest(self) -> str:

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import sys
-from typing import Any
 
 import numpy as np
 
@@ -120,17 +119,14 @@ class Drawing:
 
     def check(self, units: int) -> None:
         """Checks all that does not depend on the losses of so many units."""
-        bounds: dict[str, dict[str, Any]] = {
-            "rate": {"above": 0, "most": 1},
-            "temperature": {"above": 0, "below": math.inf},
-            "parts": {"least": 1, "most": units},
-            "clip": {"least": 0, "below": 1},
-            "seed": {"least": 0},
-        }
-        for name, given in bounds.items():
-            check_number(f"select_batches.{name}", getattr(self, name), **given)
-        for name, known in (("method", METHODS), ("order", ORDERS), ("nonfinite", NONFINITE)):
-            check_one_of(f"select_batches.{name}", getattr(self, name), known)
+        check_number("select_batches.rate", self.rate, above=0, most=1)
+        check_number("select_batches.temperature", self.temperature, above=0, below=math.inf)
+        check_number("select_batches.parts", self.parts, 1, units)
+        check_number("select_batches.clip", self.clip, 0, below=1)
+        check_number("select_batches.seed", self.seed, 0)
+        check_one_of("select_batches.method", self.method, METHODS)
+        check_one_of("select_batches.order", self.order, ORDERS)
+        check_one_of("select_batches.nonfinite", self.nonfinite, NONFINITE)
 
     def check_temperature(self, losses_u: np.ndarray) -> None:
         """Refuses a temperature by which losses cannot be divided."""

@@ -20,7 +20,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import fsspec
 import numpy as np
@@ -28,9 +28,9 @@ from etils import epath
 
 from pangu_tiny.arrays import read_arrays, write_arrays
 from pangu_tiny.errors import UserError
-from pangu_tiny.jobs import run_here
+from pangu_tiny.jobs import Job, run_here
 from pangu_tiny.text.documents import Unit, document_digest, read_documents
-from pangu_tiny.text.formats import TFDS, Part, printable, unreadable
+from pangu_tiny.text.formats import TFDS, Part, printable, reading
 from pangu_tiny.text.left_out import Skipped
 from pangu_tiny.workdir import read_json, write_atomically
 
@@ -74,19 +74,35 @@ class Reader:
                 self.skipped += skipped
             self.records.append(Record(changed, digest.hexdigest()))
 
-    def write(self, result: epath.Path) -> None:
-        """Leaves the records beside the result of the unit, which has to be written after them."""
-        _write_unit(result, self.records)
 
+@dataclasses.dataclass(frozen=True)
+class UnitJob(Job):
+    """A unit of text, to be read with a `Reader`."""
 
-class UnitJob(Protocol):
-    """A job of a stage that reads text with a `Reader`."""
-
-    @property
-    def unit(self) -> Unit: ...
+    unit: Unit
+    reading: Reading
 
     @property
-    def result(self) -> epath.Path: ...
+    def size(self) -> int:
+        return self.unit.size
+
+    @property
+    def _records(self) -> epath.Path:
+        return self.result.with_suffix(".text.json")
+
+    def keep_records(self, records: Sequence[Record]) -> None:
+        """Leaves what its parts were beside the result, which has to be written after that."""
+        write_atomically(self._records, json.dumps({"parts": records}))
+
+    def kept_records(self) -> list[Record]:
+        """What `keep_records` left."""
+        file = self._records
+        if not file.exists():
+            raise UserError(
+                f"{file} is missing: {self.result.name} beside it is of an earlier version; choose"
+                " another workdir"
+            )
+        return [Record(*part) for part in read_json(file, "parts")["parts"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,13 +141,13 @@ class TextRecord:
         self._write(self._compare_units(jobs))
 
     def _compare_units(self, jobs: Sequence[UnitJob]) -> list[Record]:
-        units = [_read_unit(job.result) for job in jobs]
+        units = [job.kept_records() for job in jobs]
         parts = _parts(jobs)
         records = self._compare(parts, list(itertools.chain(*units)))
         rest = iter(records)
         for job, before in zip(jobs, units, strict=True):
             if (after := list(itertools.islice(rest, len(before)))) != before:
-                _write_unit(job.result, after)
+                job.keep_records(after)
         return records
 
     def _compare(self, parts: Sequence[Part], records: Sequence[Record]) -> list[Record]:
@@ -141,7 +157,9 @@ class TextRecord:
                 f"the text has {len(parts)} parts, {self.folder} was made of {len(records)}; choose"
                 " another workdir"
             )
-        now = _changed_by_path({part.path for part in parts})
+        paths = {part.path for part in parts}
+        with concurrent.futures.ThreadPoolExecutor(32) as pool:  # in a bucket each takes its time
+            now = dict(zip(paths, pool.map(_changed, paths), strict=True))
         jobs = [
             _Comparison(part, record.digest, self.reading, os.fspath(self.folder))
             for part, record in zip(parts, records, strict=True)
@@ -206,25 +224,16 @@ def _parts(jobs: Sequence[UnitJob]) -> list[Part]:
     return [part for job in jobs for part in job.unit.parts]
 
 
-def _changed_by_path(paths: set[str]) -> dict[str, int]:
-    remote = [path for path in paths if "://" in path]
-    with concurrent.futures.ThreadPoolExecutor(32) as pool:  # one by one they are slow
-        found = dict(zip(remote, pool.map(_changed, remote), strict=True))
-    return found | {path: _changed(path) for path in paths.difference(remote)}
-
-
 def _changed(path: str) -> int:
     """When a file was last changed, in nanoseconds since 1970."""
     if path.startswith(TFDS):
         return 0
-    try:
+    with reading(printable(path)):
         # Not by epath, which knows whole seconds.
         if "://" not in path:
             return os.stat(path).st_mtime_ns
         filesystem, name = fsspec.core.url_to_fs(path)
         return round(filesystem.modified(name).timestamp() * 1e9)
-    except OSError as error:
-        raise unreadable(printable(path), error) from error
 
 
 def _facts(skipped: Skipped) -> bytes:
@@ -234,21 +243,3 @@ def _facts(skipped: Skipped) -> bytes:
         for kind, found in skipped.places.items()
     }
     return json.dumps(vars(skipped) | {"places": places}, sort_keys=True).encode()
-
-
-def _unit_file(result: epath.Path) -> epath.Path:
-    return result.with_suffix(".text.json")
-
-
-def _write_unit(result: epath.Path, records: Sequence[Record]) -> None:
-    write_atomically(_unit_file(result), json.dumps({"parts": records}))
-
-
-def _read_unit(result: epath.Path) -> list[Record]:
-    file = _unit_file(result)
-    if not file.exists():
-        raise UserError(
-            f"{file} is missing: {result.name} beside it is of an earlier version; choose another"
-            " workdir"
-        )
-    return [Record(*part) for part in read_json(file, "parts")["parts"]]

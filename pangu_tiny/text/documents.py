@@ -25,11 +25,15 @@ from collections.abc import Iterable, Iterator
 import zstandard
 
 from pangu_tiny.errors import UserError, check_number, check_one_of
-from pangu_tiny.text.formats import Part, Place, read_part, split_file, unreadable
+from pangu_tiny.text.formats import Part, Place, read_part, reading, split_file
 from pangu_tiny.text.left_out import Skipped
 from pangu_tiny.text.sources import Source
 
 _BATCH = 2**20  # characters
+# The last of them is pyarrow's, for a compression that it was built without.
+_UNREADABLE = (
+    OSError, EOFError, ValueError, zlib.error, zstandard.ZstdError, NotImplementedError,
+)  # fmt: skip
 _SMALLEST_UNIT = 1024  # bytes; each leaves a file
 
 
@@ -91,13 +95,12 @@ def read_documents(
     """Yields the documents of a unit; each has a character that is not white space.
 
     Args:
-      unit: what to read.
       skipped: is told of the documents that are left out.
       text_key: the key, column or feature that holds the text.
       bad_utf8: "skip" leaves out documents that are not UTF-8, "fail" stops at the first.
     """
     for part in unit.parts:
-        try:
+        with reading(part.path, _UNREADABLE):
             for line, text in read_part(part, text_key):
                 if text is None:
                     skipped.add("null", Place(part.path, part.start, line))
@@ -112,11 +115,6 @@ def read_documents(
                     skipped.add("empty", Place(part.path, part.start, line))
                 else:
                     yield text
-        # The last of them is pyarrow's, for a compression that it was built without.
-        except (
-            OSError, EOFError, ValueError, zlib.error, zstandard.ZstdError, NotImplementedError,
-        ) as error:  # fmt: skip
-            raise unreadable(part.path, error) from error
 
 
 def batches(documents: Iterable[str]) -> Iterator[list[str]]:

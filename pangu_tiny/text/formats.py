@@ -1,5 +1,6 @@
 """The kinds of files that hold documents: how each is cut into parts, and a part is read."""
 
+import contextlib
 import dataclasses
 import functools
 import gzip
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import zstandard
 from etils import epath
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, failing_as
 
 KINDS = ".txt, .jsonl, .ndjson or .json (each .gz or .zst too) or .parquet"
 TFDS = "tfds:"
@@ -57,6 +58,15 @@ def printable(path: str) -> str:
 def unreadable(path: str, error: Exception) -> UserError:
     """The complaint that a file or folder cannot be read."""
     return UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
+@contextlib.contextmanager
+def reading(path: str, kinds: tuple[type[Exception], ...] = (OSError,)) -> Iterator[None]:
+    """Complains of a file where reading it raises errors of these kinds."""
+    try:
+        yield
+    except kinds as error:
+        raise unreadable(path, error) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,12 +314,8 @@ def _open_parquet(path: str) -> Any:
     import pyarrow
     import pyarrow.parquet
 
-    try:
+    with reading(path), failing_as(f"{path} is not a Parquet file", pyarrow.ArrowInvalid):
         return pyarrow.parquet.ParquetFile(epath.Path(path).open("rb"))
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path} is not a Parquet file: {error}") from error
-    except OSError as error:
-        raise unreadable(path, error) from error
 
 
 def tfds_name(item: str) -> tuple[str, str]:
@@ -325,16 +331,11 @@ def tfds_source(item: str) -> Any:
     import tensorflow_datasets as tfds
 
     name, split = tfds_name(item)
-    try:
+    # TFDS raises whatever lies beneath it: no such set, split, network, or TensorFlow.
+    with failing_as(f"text {item} cannot be opened as a TFDS set stored as ArrayRecord"):
         if epath.Path(name).is_dir():
             return tfds.builder_from_directory(name).as_data_source(split)
         return tfds.data_source(name, split=split)
-    except Exception as error:
-        # TFDS raises whatever lies beneath it: no such set, split, network, or TensorFlow.
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"text {item} cannot be opened as a TFDS set stored as ArrayRecord: {reason}"
-        ) from error
 
 
 def _decode(data: bytes) -> str | bytes:

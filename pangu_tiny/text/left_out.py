@@ -83,13 +83,8 @@ def count_skipped(skipped: dict[str, Any]) -> str:
 
 
 def skipped_lines(skipped: dict[str, Any], documents: int, size: int) -> list[str]:
-    """A report's lines about skipped documents.
-
-    Args:
-      skipped: what `Skipped.describe` says.
-      documents: how many were read.
-      size: their bytes.
-    """
+    """A report's lines about skipped documents, as `Skipped.describe` has them, beside so many that
+    were read, of so many bytes."""
     lines = []
     for kind, label in _DOCUMENTS.items():
         if count := skipped.get(kind, 0):  # a dataset of an earlier version knows no null
@@ -107,15 +102,8 @@ def skipped_lines(skipped: dict[str, Any], documents: int, size: int) -> list[st
 
 
 def files_by_kind(left_out: Iterable[tuple[str, str, int]], size: int) -> dict[str, Any]:
-    """Sums files up that were left out.
-
-    Args:
-      left_out: (kind, path, bytes) of each.
-      size: bytes of the files that are read.
-
-    Returns:
-      For every kind its `count`, `bytes`, `share` of all bytes, and `first` few paths.
-    """
+    """Sums up the (kind, path, bytes) of files that were left out, where `size` bytes are read: for
+    every kind its `count`, `bytes`, `share` of all bytes, and `first` few paths."""
     kinds: dict[str, Any] = {}
     for kind, path, length in left_out:
         found = kinds.setdefault(kind, {"count": 0, "bytes": 0, "first": []})

@@ -35,6 +35,7 @@ from pangu_tiny.text.formats import (
     TFDS,
     kind_of,
     printable,
+    reading,
     stem,
     tfds_name,
     tfds_source,
@@ -70,13 +71,10 @@ class Source:
                 info = tfds_source(path).dataset_info
                 digest.update(f"{info.full_name} {len(tfds_source(path))}".encode())
                 continue
-            try:
-                with epath.Path(path).open("rb") as file:
-                    digest.update(file.read(2**16))
-                    file.seek(max(0, size - 2**16))
-                    digest.update(file.read())
-            except OSError as error:
-                raise unreadable(path, error) from error
+            with reading(path), epath.Path(path).open("rb") as file:
+                digest.update(file.read(2**16))
+                file.seek(max(0, size - 2**16))
+                digest.update(file.read())
         return digest.hexdigest()
 
     def identity(self) -> dict[str, Any]:
@@ -203,7 +201,8 @@ def _search(item: str) -> tuple[list[tuple[str, int]], list[tuple[str, str, int]
             kind = "unknown" if kind_of(path.name) is None else "file" if size else "empty"
         if kind == "file":
             if size < _POINTER_BYTES:
-                _check_no_pointer(path)
+                with reading(printable(os.fspath(path))), path.open("rb") as file:
+                    check_no_pointer(path, file.read(_POINTER_BYTES))
             files.append((os.fspath(path), size))
         else:
             left_out.append((kind, os.fspath(path), size))
@@ -249,11 +248,3 @@ def _is_link(path: epath.Path) -> bool:
 def _real(path: epath.Path) -> str:
     """A path without links."""
     return os.path.realpath(path) if _is_local(path) else os.fspath(path)
-
-
-def _check_no_pointer(path: epath.Path) -> None:
-    try:
-        with path.open("rb") as file:
-            check_no_pointer(path, file.read(_POINTER_BYTES))
-    except OSError as error:
-        raise unreadable(printable(os.fspath(path)), error) from error

@@ -13,7 +13,7 @@ import numpy as np
 import sentencepiece
 from etils import epath
 
-from pangu_tiny.errors import UserError, check_number, one_line
+from pangu_tiny.errors import UserError, check_number, failing_as
 from pangu_tiny.git_lfs import check_no_pointer
 from pangu_tiny.tokenizer import proto
 
@@ -37,14 +37,12 @@ class Tokenizer:
         if not model_bytes:
             raise UserError(f"tokenizer {name} is empty, expected a SentencePiece model")
         self._processor = sentencepiece.SentencePieceProcessor()
-        try:
+        refused = f"tokenizer {name} is not a SentencePiece model"
+        wrong = (RuntimeError, OSError, UnicodeDecodeError)
+        with failing_as(refused, *wrong, library="SentencePiece"):
             self._processor.LoadFromSerializedProto(model_bytes)
             # A damaged piece that is not UTF-8 would show only in the texts that have it.
             self._processor.id_to_piece(list(range(self._processor.get_piece_size())))
-        except (RuntimeError, OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"tokenizer {name} is not a SentencePiece model (SentencePiece: {one_line(error)})"
-            ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer, (self.model_bytes, self.name)
@@ -190,7 +188,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         raise UserError("no text to train a tokenizer on, expected at least one document")
     model = io.BytesIO()
     sentences = _split_at_rare_characters(texts, (vocab_size - _BYTES_AND_MARKS) // 2)
-    try:
+    sample = f"a text sample of {sum(map(len, texts)):,} characters"
+    refused = f"vocab_size = {vocab_size} does not fit {sample}"
+    with failing_as(refused, RuntimeError, OSError, library="SentencePiece"):
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
             model_writer=model,
@@ -211,11 +211,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             num_threads=4,
             minloglevel=2,
         )
-    except (RuntimeError, OSError) as error:
-        raise UserError(
-            f"vocab_size = {vocab_size} does not fit a text sample of"
-            f" {sum(map(len, texts)):,} characters (SentencePiece: {one_line(error)})"
-        ) from error
     return Tokenizer(model.getvalue(), name="just trained")
 
 

@@ -2,15 +2,11 @@
 
 from collections.abc import Sequence
 
-from pangu_tiny.errors import UserError, one_line
+from pangu_tiny.errors import UserError, failing_as
 
 
 class TokenizerJson:
-    """Text to ids and back, by the library `tokenizers`.
-
-    Attributes:
-      name: where it was read from, for messages.
-    """
+    """Text to ids and back, by the library `tokenizers`; messages say the name."""
 
     def __init__(self, content: bytes, name: str):
         self.name = name
@@ -21,12 +17,9 @@ class TokenizerJson:
                 f"tokenizer {name} is a tokenizer.json, which needs tokenizers:"
                 " pip install 'pangu_tiny[hf]'"
             ) from error
-        try:
+        # The library has no type of its own for its errors.
+        with failing_as(f"tokenizer {name} is not a tokenizer.json", library="tokenizers"):
             self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
-        except Exception as error:  # the library has no type of its own for its errors
-            raise UserError(
-                f"tokenizer {name} is not a tokenizer.json (tokenizers: {one_line(error)})"
-            ) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
@@ -37,12 +30,9 @@ class TokenizerJson:
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without marks, unless these are spelt out in it."""
-        try:
+        refused = f"tokenizer {self.name} cannot encode {text!r}"
+        with failing_as(refused, library="tokenizers"):
             return self._tokenizer.encode(text, add_special_tokens=False).ids
-        except Exception as error:
-            raise UserError(
-                f"tokenizer {self.name} cannot encode {text!r} (tokenizers: {one_line(error)})"
-            ) from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids; marks have none."""

@@ -19,12 +19,8 @@ _SOME, _MUCH = 0.001, 0.1  # shares of a text that deserve a line, and a warning
 def unknown_bytes(
     tokenizer: Tokenizer, texts: Sequence[str], ids: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """int64 [texts], the bytes of each text that became the unknown piece.
-
-    Args:
-      texts: some documents, at least one.
-      ids: of each, what `tokenizer.encode_batch` gave.
-    """
+    """int64 [texts], the bytes of each text (there is at least one) that became the unknown piece,
+    among the ids that `tokenizer.encode_batch` gave for it."""
     found = np.zeros(len(texts), np.int64)
     places = np.flatnonzero(np.concatenate(ids) == tokenizer.unknown_id)
     ends = np.cumsum([len(ids_t) for ids_t in ids])

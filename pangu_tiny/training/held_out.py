@@ -64,11 +64,8 @@ def score_held_out(
     adding up is done in float64.
 
     Args:
-      program: of the model.
-      params: its parameters.
       rows: how many; None is all. Fewer than all are the same ones each time, spread evenly over
         the split, so that every source and shard has its share of them to within one row.
-      progress: counts the rows.
     """
     row_ids = _spread(dataset.count("held_out"), rows)
     if not row_ids.size:

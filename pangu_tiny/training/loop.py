@@ -26,7 +26,6 @@ class Run(NamedTuple):
     """What the loop calls.
 
     Attributes:
-      step: of the program.
       feed, batches: lay out what this process reads.
       evaluate: scores the held-out split of a state, after so many steps.
       save: starts to write a checkpoint of it.

@@ -29,7 +29,7 @@ from pangu_tiny.training.held_out import score_held_out
 from pangu_tiny.training.loop import Run, train_steps
 from pangu_tiny.training.metrics import MFU_FORMULA, peak_flops
 from pangu_tiny.training.watch import WATCHING, Profile, Watch, Watching
-from pangu_tiny.workdir import difference, environment, read_json, write_atomically
+from pangu_tiny.workdir import check_same, difference, read_json, write_atomically
 
 
 class Trained(NamedTuple):
@@ -214,13 +214,12 @@ def _run(
         folder,
         data,
         writer,
+        watching,
         steps=loop["steps"],
         start=int(state.step),
         tokens=training.layout.rows * data.sequence_length,
         flops=program.shape.flops_per_token(data.sequence_length),
-        log_every=watching.log_every,
         stop_nonfinite=not identity["skip_nonfinite"],
-        tensorboard=watching.tensorboard,
     )
     about = describe(
         program.shape,
@@ -229,7 +228,6 @@ def _run(
         begin_id=data.begin_id,
         end_id=data.end_id,
         sequence_length=data.sequence_length,
-        environment=environment(),
     )
     tokenizer_bytes = data.tokenizer_bytes()
 
@@ -303,11 +301,9 @@ def _check_index(index: RoundIndex, path: str, here: Round, start: Checkpoint | 
             f"train.steps is {steps}, round index {path} holds {index.batches} batches: expected "
             f"the same"
         )
-    if start and index.model != start.digest:
-        raise UserError(
-            f"round index {path} follows the losses of model {index.model[:12]}, "
-            f"train.checkpoint {start.path} is {start.digest[:12]}"
-        )
+    if start:
+        follows = f"round index {path} follows the losses of model"
+        check_same(follows, index.model, f"train.checkpoint {start.path} is", start.digest)
 
 
 def _note_hardware(folder: epath.Path, hardware: Hardware, devices: int) -> None:

@@ -17,11 +17,7 @@ from pangu_tiny.program.step import Metrics
 from pangu_tiny.progress import Progress
 from pangu_tiny.topology.processes import alone
 from pangu_tiny.training.held_out import HeldOut
-from pangu_tiny.training.metrics import (
-    MetricsLog,
-    RowLosses,
-    peak_flops,
-)
+from pangu_tiny.training.metrics import MetricsLog, RowLosses, peak_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +63,10 @@ class Watch:
     what it reads.
 
     Args:
-      folder: the run's workdir.
-      dataset: what it trains on.
-      writer: of its checkpoints.
       steps: of the run, of which `start` are done.
       tokens: of a step.
       flops: of a token.
-      log_every: steps between metrics.
       stop_nonfinite: whether a loss that is not finite ends the run.
-      tensorboard: whether to write events.
 
     Attributes:
       saving, stopping: whether a process asked for that in the last step that was read.
@@ -86,20 +77,19 @@ class Watch:
         folder: epath.Path,
         dataset: TokenDataset,
         writer: Writer,
+        watching: Watching,
         *,
         steps: int,
         start: int,
         tokens: int,
         flops: int,
-        log_every: int,
         stop_nonfinite: bool,
-        tensorboard: bool,
     ):
         self._dataset, self._writer, self._steps = dataset, writer, steps
         self._tokens, self._flops = tokens, flops
-        self._stop_nonfinite, self._log_every = stop_nonfinite, log_every
+        self._stop_nonfinite, self._log_every = stop_nonfinite, watching.log_every
         with alone() as self._leads:
-            self._log = MetricsLog(folder, start, tensorboard) if self._leads else None
+            self._log = MetricsLog(folder, start, watching.tensorboard) if self._leads else None
             self._losses = RowLosses(folder, start) if self._leads else None
             self._progress = Progress("train", steps, "step", start) if self._leads else None
         self._last_step, self._last_time, self._waited = start, time.monotonic(), 0.0

@@ -11,6 +11,8 @@ The folder that it writes holds
     report.html, report.json    what was won and what was lost; written last
 """
 
+import bisect
+import functools
 import json
 from typing import Any
 
@@ -133,19 +135,14 @@ def _size(
         raise UserError(
             "compress_tokenizer.embedding_share is of a model's parameters: bind ModelShape.*"
         )
-    low, high = smallest, largest  # the share grows with the size
-    if report.embedding_share(model, low) > embedding_share:
+    if (least := report.embedding_share(model, smallest)) > embedding_share:
         raise UserError(
             f"compress_tokenizer.embedding_share is {embedding_share}; the {smallest:,} pieces that"
-            f" must be kept are {report.embedding_share(model, low):.2%} of the model"
+            f" must be kept are {least:.2%} of the model"
         )
-    while low < high:
-        middle = (low + high + 1) // 2
-        if report.embedding_share(model, middle) <= embedding_share:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    sizes = range(smallest, largest + 1)  # the share grows with the size
+    share = functools.partial(report.embedding_share, model)
+    return sizes[bisect.bisect_right(sizes, embedding_share, key=share) - 1]
 
 
 def _held_out_texts(

@@ -1,8 +1,6 @@
 """The stage that counts how often a tokenizer emits each id over a corpus (see `counts.py`)."""
 
-import abc
 import dataclasses
-import functools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -10,12 +8,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from pangu_tiny.data.dataset import TokenDataset
+from pangu_tiny.data.dataset import TokenDataset, open_once
 from pangu_tiny.errors import UserError
 from pangu_tiny.jobs import Job, Workers, remove_results, run_jobs
-from pangu_tiny.text.changes import Reader, Reading, TextRecord
+from pangu_tiny.text.changes import Reader, Reading, TextRecord, UnitJob
 from pangu_tiny.text.documents import (
-    Unit,
     batches,
     check_reading,
     document_digest,
@@ -73,7 +70,7 @@ def count_tokens(
       runner_options: its flags, such as ['--project=P', '--region=R', '--temp_location=gs://…'].
     """
     check_reading("count_tokens", held_out_fraction, bad_utf8, unit_bytes=unit_bytes)
-    workers = Workers.of("count_tokens", processes, runner, runner_options)
+    workers = Workers("count_tokens", processes, runner, runner_options)
     if (text is None) == (dataset is None) or (text is None) != (tokenizer is None):
         raise UserError(
             f"count_tokens has text = {text!r}, tokenizer = {tokenizer!r}, dataset = {dataset!r},"
@@ -128,37 +125,20 @@ def _add_up(jobs: list[Any]) -> dict[str, SourceCounts]:
     return total
 
 
-class _CountJob(Job, abc.ABC):
-    """What is counted at a time; the kinds of it have `source` and `count`."""
+@dataclasses.dataclass(frozen=True)
+class TextJob(UnitJob):
+    """A unit of text to count."""
 
     SUFFIX = ".npz"
 
-    def run(self, tokenizer: Tokenizer) -> None:
-        save(self.result, self.count(tokenizer))
-
-    @abc.abstractmethod
-    def count(self, tokenizer: Tokenizer) -> SourceCounts: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class TextJob(_CountJob):
-    """A unit of text to count."""
-
-    unit: Unit
-    reading: Reading
     held_out_fraction: float
 
     @property
     def source(self) -> str:
         return self.unit.source
 
-    @property
-    def size(self) -> int:
-        return self.unit.size
-
-    def count(self, tokenizer: Tokenizer) -> SourceCounts:
-        """Counts the documents that are not held out, in memory that does not grow. What the text
-        was stays in the folder."""
+    def run(self, tokenizer: Tokenizer) -> None:
+        """Counts the documents that are not held out, in memory that does not grow."""
         counted = SourceCounts(np.zeros(tokenizer.pieces, np.int64))
         reader = Reader(self.unit, self.reading)
 
@@ -175,15 +155,17 @@ class TextJob(_CountJob):
             ids = tokenizer.encode_batch(batch)
             unknown += int(unknown_bytes(tokenizer, batch, ids).sum())
             counted.times += np.bincount(np.concatenate(ids), minlength=tokenizer.pieces)
-        reader.write(self.result)
+        self.keep_records(reader.records)
         counted.digest %= 2**256
         sizes: dict[str, Any] = text_bytes(tokenizer, counted.times, unknown)
-        return dataclasses.replace(counted, skipped=reader.skipped, **sizes)
+        save(self.result, dataclasses.replace(counted, skipped=reader.skipped, **sizes))
 
 
 @dataclasses.dataclass(frozen=True)
-class DatasetJob(_CountJob):
+class DatasetJob(Job):
     """A shard of a token dataset's training split to count; `shard` is its entry there."""
+
+    SUFFIX = ".npz"
 
     dataset: str
     digest: str
@@ -197,7 +179,7 @@ class DatasetJob(_CountJob):
     def size(self) -> int:
         return self.shard["size"]
 
-    def count(self, tokenizer: Tokenizer) -> SourceCounts:
+    def run(self, tokenizer: Tokenizer) -> None:
         """Counts the ids of the documents' text, without marks."""
         sizes = ("documents", "bytes", "normalised_bytes", "unknown_bytes")
         counted = SourceCounts(
@@ -206,14 +188,9 @@ class DatasetJob(_CountJob):
             # A dataset of an earlier version knows no unknown text.
             **{name: self.shard[name] for name in sizes if name in self.shard},
         )
-        for _, ids in _open_dataset(self.dataset, self.digest).documents("train", [self.index]):
+        for _, ids in open_once(self.dataset, self.digest).documents("train", [self.index]):
             np.add.at(counted.times, ids[1:-1], 1)
-        return counted
-
-
-@functools.lru_cache(maxsize=1)
-def _open_dataset(path: str, digest: str) -> TokenDataset:
-    return TokenDataset.open(path)  # other contents at the same path have another digest
+        save(self.result, counted)
 
 
 def _report(folder: epath.Path, tokenizer: Tokenizer) -> str:

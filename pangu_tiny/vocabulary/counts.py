@@ -19,10 +19,10 @@ import numpy as np
 from etils import epath
 
 from pangu_tiny.arrays import read_array, read_described, write_array, write_arrays
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, failing_as
 from pangu_tiny.text.left_out import Skipped, count_skipped
 from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.workdir import finished, read_json, write_atomically
+from pangu_tiny.workdir import check_same, finished, read_json, write_atomically
 
 DESCRIPTION = "counts.json"
 _COUNTS = "counts.npy"
@@ -86,11 +86,10 @@ def read_counts(folders: str | list[str], tokenizer: Tokenizer) -> Counts:
     for path in [folders] if isinstance(folders, str) else folders:
         file = finished("counts", path, "count-tokens", DESCRIPTION)
         description = read_json(file, "tokenizer_digest", "held_out_fraction", "sources")
-        if description["tokenizer_digest"] != tokenizer.digest:
-            raise UserError(
-                f"counts {path} are of the tokenizer {description['tokenizer_digest']};"
-                f" the one given is {tokenizer.digest}"
-            )
+        used = description["tokenizer_digest"]
+        check_same(
+            f"counts {path} are of the tokenizer", used, "the one given is", tokenizer.digest
+        )
         times = read_array(file.parent / _COUNTS)
         if times.shape != (len(description["sources"]), tokenizer.pieces):
             raise UserError(
@@ -98,7 +97,7 @@ def read_counts(folders: str | list[str], tokenizer: Tokenizer) -> Counts:
                 f" {[len(description['sources']), tokenizer.pieces]} by the {DESCRIPTION} beside it"
             )
         fresh = Counts(
-            description["tokenizer_digest"],
+            used,
             description["held_out_fraction"],
             description["sources"],
             dict(zip(description["sources"], times, strict=True)),
@@ -140,14 +139,8 @@ def write_counts(
     tokenizer: Tokenizer,
     held_out_fraction: float | None,
 ) -> None:
-    """Writes what makes the folder one of counts.
-
-    Args:
-      folder: where to.
-      by_source: what was counted.
-      left_out: the files of every source that were not read.
-      tokenizer, held_out_fraction: what it was counted with.
-    """
+    """Writes what makes the folder one of counts; `left_out` has, by source, the files that were
+    not read."""
     times = np.stack([counted.times for counted in by_source.values()])
     if not times.sum():
         skipped = sum((counted.skipped for counted in by_source.values()), Skipped())
@@ -176,7 +169,5 @@ def save(file: epath.Path, counted: SourceCounts) -> None:
 def load(file: epath.Path) -> SourceCounts:
     """Reads what `save` wrote."""
     rest, arrays = read_described(file)
-    try:
+    with failing_as(f"{file} is not what count-tokens writes", KeyError, TypeError):
         return SourceCounts(**rest | arrays | {"skipped": Skipped.of(rest["skipped"])})
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{file} is not what count-tokens writes: {error}") from error

@@ -29,10 +29,7 @@ def export(tokenizer: Tokenizer) -> dict[str, str]:
         {
             "id": int(i),
             "content": vocabulary.pieces[i],
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
+            **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
             "special": bool(vocabulary.kinds[i] != proto.USER_DEFINED),
         }
         for i in np.flatnonzero(
@@ -40,6 +37,8 @@ def export(tokenizer: Tokenizer) -> dict[str, str]:
         )
     ]
     begin = vocabulary.pieces[tokenizer.begin_id]
+    opening = {"SpecialToken": {"id": begin, "type_id": 0}}
+    text, second_text = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     marks = {
         "unk_token": vocabulary.pieces[tokenizer.unknown_id],
         "bos_token": begin,
@@ -54,15 +53,8 @@ def export(tokenizer: Tokenizer) -> dict[str, str]:
         "pre_tokenizer": None,
         "post_processor": {
             "type": "TemplateProcessing",
-            "single": [
-                {"SpecialToken": {"id": begin, "type_id": 0}},
-                {"Sequence": {"id": "A", "type_id": 0}},
-            ],
-            "pair": [
-                {"SpecialToken": {"id": begin, "type_id": 0}},
-                {"Sequence": {"id": "A", "type_id": 0}},
-                {"Sequence": {"id": "B", "type_id": 0}},
-            ],
+            "single": [opening, text],
+            "pair": [opening, text, second_text],
             "special_tokens": {
                 begin: {"id": begin, "ids": [tokenizer.begin_id], "tokens": [begin]}
             },

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import UserError, failing_as
 from pangu_tiny.tokenizer import proto
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.typed import NO, convert
 from pangu_tiny.vocabulary import prune
 from pangu_tiny.vocabulary.pieces import Vocabulary
-from pangu_tiny.workdir import finished, read_json
+from pangu_tiny.workdir import check_same, finished, read_json
 
 TOKENIZER, ID_MAP = "tokenizer.model", "id_map.json"
 
@@ -43,11 +43,9 @@ class Cut(NamedTuple):
         method: str,
         keep: Sequence[str] = (),
     ) -> "Cut":
-        """Decides what goes first.
+        """Decides what goes first from a BPE model.
 
         Args:
-          tokenizer: a BPE model.
-          vocabulary: its pieces.
           times: int [n], how often each id was counted.
           method: one of `prune.METHODS`.
           keep: pieces that must stay, by name.
@@ -128,22 +126,17 @@ class IdMap:
     def open(cls, folder: str) -> "IdMap":
         """Reads the map."""
         file = finished("tokenizer", folder, "compress-tokenizer", ID_MAP)
-        try:
+        with failing_as(f"{file} is not what compress-tokenizer writes", TypeError):
             id_map = cls(folder, **read_json(file))
             if convert(id_map.new_to_old, list[int]) is NO:
                 raise TypeError("new_to_old is not a list of ids")
             return id_map
-        except TypeError as error:
-            raise UserError(f"{file} is not what compress-tokenizer writes: {error}") from error
 
     def tokenizer(self) -> Tokenizer:
         """The compact tokenizer beside the map."""
         compact = Tokenizer.open(epath.Path(self.folder) / TOKENIZER)
-        if compact.digest != self.new_digest:
-            raise UserError(
-                f"tokenizer {compact.name} has digest {compact.digest}; {ID_MAP} beside it is of"
-                f" {self.new_digest}"
-            )
+        digest = f"tokenizer {compact.name} has digest"
+        check_same(digest, compact.digest, f"{ID_MAP} beside it is of", self.new_digest)
         return compact
 
     def map(self, ids: np.ndarray) -> np.ndarray:

@@ -11,14 +11,14 @@ import json
 import re
 from typing import Any
 
-from pangu_tiny.data.dataset import DESCRIPTION, TOKENIZER, TokenDataset
+from pangu_tiny.data.dataset import DESCRIPTION, TOKENIZER, TokenDataset, open_once
 from pangu_tiny.data.describe import report, write_description
 from pangu_tiny.data.shards import SPLITS, ShardWriter, shard_name
 from pangu_tiny.errors import UserError
 from pangu_tiny.jobs import Job, Workers, remove_results, run_jobs
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.vocabulary.id_map import IdMap
-from pangu_tiny.workdir import claim, read_identity, read_json, write_atomically
+from pangu_tiny.workdir import check_same, claim, read_identity, read_json, write_atomically
 
 _FLUSH = 2**20  # ids
 
@@ -40,14 +40,12 @@ def remap_dataset(
         its model then trains on ids that its tokenizer would not give.
       processes: worker processes; all cores by default.
     """
-    workers = Workers.of("remap_dataset", processes)
+    workers = Workers("remap_dataset", processes)
     old = TokenDataset.open(dataset)
     id_map = IdMap.open(tokenizer)
-    if old.tokenizer_digest != id_map.old_digest:
-        raise UserError(
-            f"dataset {dataset} was written with the tokenizer {old.tokenizer_digest};"
-            f" {tokenizer} was cut out of {id_map.old_digest}"
-        )
+    written = f"dataset {dataset} was written with the tokenizer"
+    cut = f"{tokenizer} was cut out of"
+    check_same(written, old.tokenizer_digest, cut, id_map.old_digest)
     if not (id_map.exact or approximate):
         raise UserError(
             f"{tokenizer} was cut by {id_map.method!r}, whose ids do not follow from those of the"
@@ -100,7 +98,7 @@ class UnitJob(Job):
 
     def run(self, tokenizer: Tokenizer) -> None:
         """Writes the new shards and the result."""
-        old = _open_dataset(self.dataset, self.dataset_digest)
+        old = open_once(self.dataset, self.dataset_digest)
         id_map = _open_map(self.tokenizer, self.tokenizer_digest)
         splits = {}
         for split in SPLITS:
@@ -126,11 +124,6 @@ class UnitJob(Job):
             new |= {name: new[name] + lost for name in ("normalised_bytes", "unknown_bytes")}
             splits[split] = entry | new
         write_atomically(self.result, json.dumps({"source": self.source, "splits": splits}))
-
-
-@functools.lru_cache(maxsize=1)
-def _open_dataset(path: str, digest: str) -> TokenDataset:
-    return TokenDataset.open(path)  # other contents at the same path have another digest
 
 
 @functools.lru_cache(maxsize=1)

@@ -48,16 +48,12 @@ def measure(
     """All figures of the report.
 
     Args:
-      cut: what was cut, and by what.
       paper: the same by the published rule, for comparison.
       compact: the result, of `size` pieces.
-      counts: what the cut was decided by.
       texts: held-out documents by source; may be empty.
       model: the shape that the tokenizer is for; without one, no figures of parameters.
     """
     big = cut.tokenizer
-    before = {name: _tokens(big, documents) for name, documents in texts.items()}
-    after = {name: _tokens(compact, documents) for name, documents in texts.items()}
     sizes = sorted({n for n in (*_SIZES, size) if cut.smallest <= n <= big.vocab_size})
     trade_off = []
     with Progress("measuring", 2 * len(sizes), "tokenizer") as progress:
@@ -93,8 +89,8 @@ def measure(
             name: {
                 "documents": len(documents),
                 "bytes": sum(len(text.encode()) for text in documents),
-                "tokens_before": before[name],
-                "tokens_after": after[name],
+                "tokens_before": _tokens(big, documents),
+                "tokens_after": _tokens(compact, documents),
             }
             for name, documents in texts.items()
         },

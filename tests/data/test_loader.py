@@ -6,7 +6,7 @@ import grain
 import numpy as np
 import pytest
 
-from pangu_tiny.data.loader import Drawn, batch_dataset, batches, held_out_batches
+from pangu_tiny.data.loader import Drawn, batches, held_out_batches
 from pangu_tiny.data.order import Order
 from pangu_tiny.data.rows import read_marks
 from pangu_tiny.errors import UserError
@@ -136,19 +136,19 @@ def test_splits_and_sources_without_rows_are_refused(prepare, corpora, write_jso
 
 def test_grain_restores_it_anywhere(dataset):
     """Grain's own check, which stops and restores at every position."""
-    endless = batch_dataset(dataset, "train", BATCH, Order(0), prefetch=2)
-    grain.experimental.assert_equal_output_after_checkpoint(_First(endless, 8))
+    first = _First(lambda: batches(dataset, "train", BATCH, Order(0), prefetch=2), 8)
+    grain.experimental.assert_equal_output_after_checkpoint(first)
 
 
 class _First(grain.IterDataset):
-    """The first batches of an endless dataset."""
+    """The first of endless batches."""
 
-    def __init__(self, parent, count):
-        super().__init__(parent)
-        self._count = count
+    def __init__(self, endless, count):
+        super().__init__()
+        self._endless, self._count = endless, count
 
     def __iter__(self):
-        return _FirstIterator(iter(self._parent), self._count)
+        return _FirstIterator(self._endless(), self._count)
 
 
 class _FirstIterator(grain.DatasetIterator):
