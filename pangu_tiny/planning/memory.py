@@ -22,8 +22,7 @@ def shard_bytes(tree: Any) -> int:
 
 @functools.cache
 def saved_bytes(objective: Objective, rows: int, sequence_length: int, tensor: int = 1) -> int:
-    """Of what one chip keeps from the forward pass for the backward pass: all that comes out of
-    the first and goes into the second, but for parameters and rows.
+    """Of what one chip keeps of its rows from the forward pass for the backward pass.
 
     They are those of a model that has a chip's share of heads and neurons, on its share of rows:
     `tensor` cuts nothing else that is kept.
@@ -39,12 +38,20 @@ def saved_bytes(objective: Objective, rows: int, sequence_length: int, tensor: i
         ffn_width=whole.ffn_width // tensor,
     )
     local = objective._replace(decoder=objective.decoder.clone(shape=shape))
+    # What does not grow with the rows are weights in another type, cut as the weights are.
+    twice, once = (_residuals(local, count, sequence_length) for count in (2 * rows, rows))
+    return twice - once
+
+
+def _residuals(objective: Objective, rows: int, sequence_length: int) -> int:
+    """Bytes of all that comes out of a forward pass and goes into the backward pass, but for
+    parameters and rows."""
 
     def saved(params: dict[str, Any], rows_bt: jax.Array) -> Any:
-        return jax.vjp(lambda params: local(params, rows_bt)[0].total, params)[1]
+        return jax.vjp(lambda params: objective(params, rows_bt)[0].total, params)[1]
 
     rows_bt = jax.ShapeDtypeStruct((rows, sequence_length + 1), jnp.int32)
-    jaxpr = jax.make_jaxpr(saved)(parameter_shapes(shape), rows_bt).jaxpr
+    jaxpr = jax.make_jaxpr(saved)(parameter_shapes(objective.decoder.shape), rows_bt).jaxpr
     given = {*jaxpr.invars, *jaxpr.constvars}
     kept = {x for x in jaxpr.outvars if not isinstance(x, Literal) and x not in given}
     return sum(_bytes(x.aval) for x in kept)
