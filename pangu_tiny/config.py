@@ -117,13 +117,21 @@ def is_bound(binding: str) -> bool:
 
 
 def build(target: type[T], *gin_files: str) -> T:
-    """A dataclass from the bindings of some files, as in `build(ModelShape, "models/X.gin")`."""
+    """A dataclass from the bindings of some files, as in `build(ModelShape, "models/X.gin")`; what
+    was read before is not forgotten."""
 
     def stage(built: Any) -> None: ...
 
     stage.__annotations__["built"] = target
-    read([stage], gin_files, [])
-    return arguments(stage)[0]["built"]
+    stores: Any = (_bindings, _macros, _used)
+    before = [store.copy() for store in stores]
+    try:
+        read([stage], gin_files, [])
+        return arguments(stage)[0]["built"]
+    finally:
+        for store, held in zip(stores, before, strict=True):
+            store.clear()
+            store.update(held)
 
 
 def describe(target: Callable[..., Any]) -> list[str]:

@@ -348,6 +348,9 @@ def test_effective_config_gives_the_same_arguments_again(tmp_path):
 def test_a_dataclass_is_built_from_files_alone(tmp_path):
     shape = config.build(ModelShape, "models/pangu_pi_1b_pro.gin")
     assert (shape.depth, shape.width) == (21, 1792)
+    read(tmp_path, BASE + "bake.steps = 9")
+    config.build(ModelShape, "models/pangu_pi_1b_pro.gin")
+    assert config.arguments(bake, sizes=Sizes(7))[0]["steps"] == 9  # what was read before stays
     (tmp_path / "part.gin").write_text("ModelShape.depth = 2")
     with pytest.raises(UserError, match=r"ModelShape\.width, .* must be given"):
         config.build(ModelShape, str(tmp_path / "part.gin"))

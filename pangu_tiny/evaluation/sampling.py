@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from pangu_tiny.errors import check_number
 from pangu_tiny.model.attention import Cache, empty_cache
-from pangu_tiny.model.decoder import Decoder, project
+from pangu_tiny.model.decoder import Decoder, parameter_shapes, project
 
 _CACHE_MULTIPLE = 64  # so that prompts of about the same length share a compiled step
 
@@ -48,8 +48,7 @@ def sample(
         "top_k": top_k,
         "top_p": top_p,
     }
-    capacity = -(-(len(prompt_ids) + tokens) // _CACHE_MULTIPLE) * _CACHE_MULTIPLE
-    cache = empty_cache(decoder.shape, 1, capacity, decoder.dtype)
+    cache = _cache(decoder, len(prompt_ids) + tokens)
     feed = jnp.asarray([prompt_ids], jnp.int32)
     for key in jax.random.split(jax.random.key(seed), tokens):
         token, cache = advance(params, feed, cache, key, **settings)
@@ -57,6 +56,19 @@ def sample(
             return
         yield int(token)
         feed = token[None, None]
+
+
+def step_shapes(decoder: Decoder, positions: int) -> tuple[Any, ...]:
+    """Of what `advance` takes to draw one token, of a sequence of so many."""
+    token_11 = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    cache = jax.eval_shape(lambda: _cache(decoder, positions))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return parameter_shapes(decoder.shape), token_11, cache, key
+
+
+def _cache(decoder: Decoder, positions: int) -> Cache:
+    capacity = -(-positions // _CACHE_MULTIPLE) * _CACHE_MULTIPLE
+    return empty_cache(decoder.shape, 1, capacity, decoder.dtype)
 
 
 @functools.partial(

@@ -20,7 +20,6 @@ from pangu_tiny.inherit import masks, measure
 from pangu_tiny.inherit.correction import gram_file
 from pangu_tiny.inherit.layers import WINDOWS
 from pangu_tiny.inherit.masks import MaskState, MaskTraining
-from pangu_tiny.inherit.structures import masked_shape
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.program.batch import BatchLayout
 from pangu_tiny.program.build import Program
@@ -120,14 +119,11 @@ class Calibration:
     ) -> dict[str, np.ndarray]:
         """Importance of all but layers by masks that are trained for a smaller model."""
         program = self.program
-        wanted = masks.targets(program.shape, model, kv)
-        groups = masks.head_groups(program.shape, model, kv)
         scores = None
         if training.start == "taylor":
             taylor = self._taylor(params)
             scores = {**taylor, "embed": taylor["embed"].sum(axis=0) + taylor["embed_outside"]}
-        masked = program.resized(masked_shape(program.shape, model.width))
-        init, step = masks.mask_step(masked.objective, wanted, training, program.mesh, self.seed)
+        init, step, groups = masks.mask_training_step(program, model, training, kv, self.seed)
         saved = self.folder / "partial_masks.npz"
         state = init(masks.first_logits(program.shape, groups, scores))
         if from_first(saved.exists):

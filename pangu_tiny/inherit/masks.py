@@ -27,9 +27,11 @@ from jax.sharding import Mesh
 
 from pangu_tiny.errors import UserError, check_number, check_one_of
 from pangu_tiny.inherit.measure import mean_loss
-from pangu_tiny.inherit.structures import apply_masks
+from pangu_tiny.inherit.structures import apply_masks, masked_shape
 from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.program.build import Program
 from pangu_tiny.program.step import Objective
+from pangu_tiny.topology.compiler import compiler_options
 from pangu_tiny.topology.mesh import named_sharding
 
 START = ("zero", "taylor")
@@ -228,8 +230,26 @@ def mask_step(
             optax.apply_updates(state.logits, updates), optimizer, state.step + 1
         ), loss
 
-    whole = named_sharding(mesh, ())
-    return jax.jit(init, out_shardings=whole), jax.jit(step, out_shardings=whole, donate_argnums=0)
+    whole, options = named_sharding(mesh, ()), compiler_options(mesh)
+    return (
+        jax.jit(init, out_shardings=whole),
+        jax.jit(step, out_shardings=whole, donate_argnums=0, compiler_options=options),
+    )
+
+
+def mask_training_step(
+    program: Program, student: ModelShape, training: MaskTraining, kv: str, seed: int
+) -> tuple[Callable[..., MaskState], Callable[..., tuple[MaskState, jax.Array]], int]:
+    """What trains the masks of a teacher for a smaller model: see `mask_step`; and the groups of
+    its query heads, see `head_groups`.
+
+    Args:
+      program: of the teacher.
+    """
+    masked = program.resized(masked_shape(program.shape, student.width))
+    wanted = targets(program.shape, student, kv)
+    init, step = mask_step(masked.objective, wanted, training, program.mesh, seed)
+    return init, step, head_groups(program.shape, student, kv)
 
 
 def final_scores(logits: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

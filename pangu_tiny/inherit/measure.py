@@ -20,6 +20,7 @@ from pangu_tiny.inherit.layers import WINDOWS
 from pangu_tiny.inherit.structures import OUTSIDE, apply_masks, sum_by_structure, with_groups
 from pangu_tiny.program.step import Objective
 from pangu_tiny.progress import Progress
+from pangu_tiny.topology.compiler import compiler_options
 from pangu_tiny.topology.mesh import AXES, named_sharding
 from pangu_tiny.topology.processes import alone, first, from_first
 
@@ -57,7 +58,8 @@ def total_over(
 
 
 def _compiled(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    return jax.jit(function, out_shardings=named_sharding(mesh, ()))
+    whole, options = named_sharding(mesh, ()), compiler_options(mesh)
+    return jax.jit(function, out_shardings=whole, compiler_options=options)
 
 
 def skipping(objective: Objective, mesh: Mesh, depth: int) -> Measure:
@@ -164,9 +166,10 @@ def grams(
 
         return jax.lax.scan(one, totals, rows_abt)[0]
 
+    options = compiler_options(mesh)
     return (
         jax.jit(zeros, out_shardings=layouts),
-        jax.jit(add, out_shardings=layouts, donate_argnums=0),
+        jax.jit(add, out_shardings=layouts, donate_argnums=0, compiler_options=options),
     )
 
 

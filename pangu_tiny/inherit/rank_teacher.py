@@ -69,7 +69,7 @@ def rank_teacher(
       dtype: of matrix products and activations.
       seed: of the order of the data, and of the noise of learned masks.
     """
-    check_one_of("rank_teacher.method", method, METHODS)
+    check_method(method, model)
     check_one_of("rank_teacher.kv", kv, KV)
     check_one_of("rank_teacher.dtype", dtype, DTYPES)
     check_number("rank_teacher.calibration_batches", calibration_batches, 1)
@@ -140,6 +140,13 @@ def rank_teacher(
     return importance
 
 
+def check_method(method: str, model: ModelShape | None) -> None:
+    """Checks what does not depend on the teacher."""
+    check_one_of("rank_teacher.method", method, METHODS)
+    if method == "learned" and model is None:
+        raise UserError("rank_teacher.method = 'learned' needs the shape to cut: bind ModelShape.*")
+
+
 def _check(
     opened: Checkpoint,
     data: TokenDataset | None,
@@ -150,8 +157,6 @@ def _check(
 ) -> None:
     """Refuses what the teacher or the dataset does not allow."""
     chooses = model and model.depth < opened.shape.depth and layer_choice.measures
-    if method == "learned" and model is None:
-        raise UserError("rank_teacher.method = 'learned' needs the shape to cut: bind ModelShape.*")
     if data is None:
         if output_grams:
             raise UserError("rank_teacher.output_grams needs rank_teacher.dataset")

@@ -103,19 +103,34 @@ def collectives_table(schedule: Schedule) -> list[dict[str, Any]]:
 
 
 def run_cost(
-    step_seconds: float, tokens_per_step: int, flops_per_token: int, where: Slice, tokens: float
+    step_seconds: float,
+    tokens_per_step: int,
+    flops: int,
+    peak: float,
+    chips: int,
+    tokens: float | None,
 ) -> dict[str, float]:
-    """What a run of so many tokens takes, if every step takes as long."""
+    """The speed of steps, and what a run of so many tokens takes, if every step takes as long.
+
+    Args:
+      flops: of a step.
+      peak: operations per second of one chip.
+      tokens: None where a run has no end of its own.
+    """
+    speed = {
+        "tokens_per_second": tokens_per_step / step_seconds,
+        "mfu": flops / (step_seconds * chips * peak),
+    }
+    if tokens is None:
+        return speed
     steps = math.ceil(tokens / tokens_per_step)
     seconds = steps * step_seconds
-    flops = tokens_per_step * flops_per_token
     return {
+        **speed,
         "tokens": tokens,
         "steps": steps,
-        "tokens_per_second": tokens_per_step / step_seconds,
-        "mfu": flops / (step_seconds * where.chips * where.chip.peak),
         "days": seconds / 86_400,
-        "chip_hours": seconds / 3_600 * where.chips,
+        "chip_hours": seconds / 3_600 * chips,
     }
 
 

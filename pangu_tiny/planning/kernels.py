@@ -42,7 +42,8 @@ class Attention(NamedTuple):
 
 
 def kernel_cycles(attention: Attention) -> dict[str, int]:
-    """Cycles of one core for each of the kernels, forward and backward, each time, by its name."""
+    """Cycles of one core for each of the kernels, forward (alone, and for a backward pass) and
+    backward, each time, by its name."""
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_hlo_text=true"
         environment = {"LIBTPU_INIT_ARGS": flags, "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
@@ -94,8 +95,8 @@ def _compile(attention: Attention) -> None:
     def total(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
         return jnp.sum(lookup("splash")(q, k, v, segments).astype(jnp.float32))
 
-    gradients = jax.jit(jax.grad(total, (0, 1, 2)))
-    gradients.lower(q, kv, kv, given(size, jnp.int32)).compile()
+    for program in (lookup("splash"), jax.grad(total, (0, 1, 2))):
+        jax.jit(program).lower(q, kv, kv, given(size, jnp.int32)).compile()
 
 
 if __name__ == "__main__":

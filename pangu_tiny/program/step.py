@@ -201,4 +201,5 @@ def score_step(
         loss, marked = objective(params, rows_bt)
         return loss.rows_b, jnp.sum(marked.weights, axis=-1)
 
-    return jax.jit(step, out_shardings=named_sharding(mesh, ()))
+    whole, options = named_sharding(mesh, ()), compiler_options(mesh)
+    return jax.jit(step, out_shardings=whole, compiler_options=options)

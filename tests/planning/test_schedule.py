@@ -141,10 +141,12 @@ def test_the_cost_of_a_run():
     """A step at the peak of all chips has an MFU of 1."""
     flops, tokens = 6e9, 2**21
     seconds = flops * tokens / (16 * 197e12)
-    cost = run_cost(seconds, tokens, int(flops), V5E, 10 * tokens)
+    cost = run_cost(seconds, tokens, int(flops) * tokens, 197e12, 16, 10 * tokens)
     assert cost["mfu"] == pytest.approx(1) and cost["steps"] == 10
     assert cost["days"] == pytest.approx(10 * seconds / 86400)
     assert cost["chip_hours"] == pytest.approx(cost["days"] * 24 * 16)
+    endless = run_cost(seconds, tokens, int(flops) * tokens, 197e12, 16, None)
+    assert endless == {name: cost[name] for name in ("tokens_per_second", "mfu")}
 
 
 BETWEEN = """\
