@@ -13,6 +13,7 @@ nothing unless whoever applies the model asks for them, as rank-teacher does.
 Axes: b batch, t position, d width, v padded vocabulary.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -34,7 +35,7 @@ from pangu_tiny.model.layers import (
     rope_tables,
 )
 from pangu_tiny.model.shape import ModelShape
-from pangu_tiny.topology.mesh import constrain
+from pangu_tiny.topology.mesh import RULES, constrain, partition_spec
 
 PARAMETER_AXES: dict[str, tuple[str, ...]] = {
     "embedding/table": ("vocab", "embed"),
@@ -174,8 +175,12 @@ class Decoder(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Ids to rows of the table in `dtype`. Cast after the look-up, so that the gradient of a row is
-    summed in float32, and while cut as the table is, so that devices exchange what is cast."""
+    """Ids to rows of the table in `dtype`.
+
+    Each device looks up its columns of all rows of its replica, and so it sums their gradient. They
+    are cast after the look-up, so that the gradient of a row is summed in float32, and while cut as
+    the table is, so that devices exchange what is cast.
+    """
 
     shape: ModelShape
     dtype: Dtype
@@ -183,7 +188,26 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, tokens_bt: jax.Array) -> jax.Array:
         table_vd = self.param("table", matrix_init, (self.shape.padded_vocab, self.shape.width))
-        return constrain(table_vd[tokens_bt].astype(self.dtype), "replica", None, "embed")
+        if jax.sharding.get_abstract_mesh().empty or self.is_initializing():
+            return table_vd[tokens_bt].astype(self.dtype)
+        return jax.shard_map(
+            functools.partial(_look_up, dtype=self.dtype),
+            in_specs=(partition_spec(("vocab", "embed")), partition_spec(("replica", None))),
+            out_specs=partition_spec(("replica", None, "embed")),
+            check_vma=False,
+        )(table_vd, tokens_bt)
+
+
+def _look_up(table_vd: jax.Array, tokens_bt: jax.Array, dtype: Dtype) -> jax.Array:
+    """On one device; ids whose rows lie on others are there found."""
+    (axis,) = RULES["vocab"]
+    if jax.lax.axis_size(axis) == 1:
+        return table_vd[tokens_bt].astype(dtype)
+    places_bt = tokens_bt - jax.lax.axis_index(axis) * len(table_vd)
+    here_bt = (places_bt >= 0) & (places_bt < len(table_vd))
+    rows_btd = table_vd[jnp.where(here_bt, places_bt, 0)]
+    rows_btd = jnp.where(here_bt[..., None], rows_btd, 0.0).astype(dtype)
+    return jax.lax.psum(rows_btd, axis)
 
 
 class Head(nn.Module):
