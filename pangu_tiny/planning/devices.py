@@ -3,7 +3,9 @@
 import contextlib
 import importlib.util
 import os
+import pathlib
 import re
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -64,12 +66,11 @@ def compile_for(planned: Planned, where: Slice) -> Compiled:
     with _naming_failures(where), jax.set_mesh(planned.mesh):
         lowered = planned.function.lower(*planned.arguments, **planned.settings)
         try:
-            compiled = lowered.compile()
+            compiled, text = _compile(lowered)
         except jax.errors.JaxRuntimeError as error:
             if (need := refused(str(error), planned.held_bytes)) is None:
                 raise
             return Compiled(need, time.monotonic() - began)
-        text = compiled.as_text()
     found = compiled.memory_analysis()
     need = (
         found.argument_size_in_bytes
@@ -79,6 +80,14 @@ def compile_for(planned: Planned, where: Slice) -> Compiled:
         + found.generated_code_size_in_bytes
     )
     return Compiled(need, time.monotonic() - began, text, found)
+
+
+def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:
+    """A program and its text: from a file, since `as_text` fails where sparse cores gather."""
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        (file,) = pathlib.Path(folder).glob("*.after_codegen.txt")
+        return compiled, file.read_text()
 
 
 def refused(message: str, held: int) -> int | None:

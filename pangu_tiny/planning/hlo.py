@@ -90,7 +90,6 @@ class Program:
 
     computations: dict[str, Computation]
     entry: str
-    partitions: int
 
 
 def parse(text: str) -> Program:
@@ -115,8 +114,7 @@ def parse(text: str) -> Program:
             name = ""
     if entry not in computations:
         raise ValueError("the text of the program has no entry computation")
-    partitions = re.search(r"num_partitions=(\d+)", text[: text.index("\n")])
-    return Program(computations, entry, int(partitions[1]) if partitions else 1)
+    return Program(computations, entry)
 
 
 def arrays_of(type_text: str) -> list[Array]:

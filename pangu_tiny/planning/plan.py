@@ -12,6 +12,7 @@ from typing import Any
 
 from pangu_tiny.errors import check_number
 from pangu_tiny.planning import hlo
+from pangu_tiny.planning.collectives import Placed
 from pangu_tiny.planning.devices import Compiled, compile_for, devices_of
 from pangu_tiny.planning.estimate import collectives_table, estimate, run_cost, seconds_by_part
 from pangu_tiny.planning.fit import first_that_fits
@@ -89,7 +90,8 @@ def plan(
 def _figures(
     planned: Planned, compiled: Compiled, where: Slice, tokens: float | None, dcn_rate: float
 ) -> dict[str, Any]:
-    schedule = read_schedule(hlo.parse(compiled.text), where, dcn_rate)
+    chips = [device.coords for device in planned.mesh.devices.flat]
+    schedule = read_schedule(hlo.parse(compiled.text), Placed(where, dcn_rate, chips))
     attention = planned.attention(where)
     step = estimate(schedule, where, kernel_cycles(attention) if attention else {})
     code = compiled.analysis.generated_code_size_in_bytes

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from pangu_tiny.planning.collectives import (
     Collective,
+    Placed,
     exchange,
     exchange_of_slices,
     kind_of,
@@ -19,7 +20,6 @@ from pangu_tiny.planning.collectives import (
 )
 from pangu_tiny.planning.hlo import Computation, Instruction, Program
 from pangu_tiny.planning.loops import Arguments, trip_count, unknown, within_loop
-from pangu_tiny.topology.slices import Slice
 
 _FREE = {
     "parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "call",
@@ -70,22 +70,17 @@ class Schedule:
     unknown_loops: list[str] = dataclasses.field(default_factory=list)
 
 
-def read_schedule(program: Program, where: Slice, dcn_rate: float) -> Schedule:
-    """Walks through a program.
-
-    Args:
-      where: the slices that it was compiled for.
-      dcn_rate: bytes per second that a chip receives from other slices.
-    """
-    walk = _Walk(program, where, dcn_rate)
+def read_schedule(program: Program, placed: Placed) -> Schedule:
+    """Walks through a program."""
+    walk = _Walk(program, placed)
     walk.schedule.cycles = walk.through(program.entry, 1, unknown)
     return walk.schedule
 
 
 class _Walk:
-    def __init__(self, program: Program, where: Slice, dcn_rate: float):
-        self._program, self._where, self._dcn_rate = program, where, dcn_rate
-        self._clock = where.chip.clock
+    def __init__(self, program: Program, placed: Placed):
+        self._program, self._placed = program, placed
+        self._clock = placed.where.chip.clock
         self.schedule = Schedule()
 
     def through(self, name: str, times: int, arguments: Arguments) -> int:
@@ -164,18 +159,18 @@ class _Walk:
             begun = started.pop(instruction.operands[0], None)
             return self._end(begun, times, now) if begun else 0.0
         if meeting := rendezvous(instruction):
-            found = exchange_of_slices(instruction, self._where, self._dcn_rate, times)
+            found = exchange_of_slices(instruction, self._placed, times)
             begun = started.pop(meeting, (now, found))  # by the send, which comes first
             started[meeting if opcode == "send" else instruction.name] = begun
         elif kind_of(instruction):
-            found = self._exchange(instruction, times)
+            found = exchange(instruction, self._placed, times)
             if not opcode.endswith("-start"):
                 self.schedule.collectives.append(found)
                 return found.seconds
             started[instruction.name] = (now, found)
         elif opcode.endswith("-start") and opcode.removesuffix("-start") in _COPIES:
             sizes = [array.bytes for array in instruction.arrays if array.bytes > 8]
-            seconds = min(sizes, default=0) / self._where.chip.memory_rate
+            seconds = min(sizes, default=0) / self._placed.where.chip.memory_rate
             started[instruction.name] = (now, seconds)
         return sum(
             self._fused(fused, stage, times, now, started)
@@ -204,19 +199,15 @@ class _Walk:
     ) -> float:
         channel = f"channel {instruction.integer('channel_id')}"
         if stage == "Start":
-            started[channel] = (now, self._exchange(instruction, times))
+            started[channel] = (now, exchange(instruction, self._placed, times))
             return 0.0
         if channel in started:
             return self._end(started.pop(channel), times, now) if stage == "Done" else 0.0
         if stage == "whole":
-            found = self._exchange(instruction, times)
+            found = exchange(instruction, self._placed, times)
             self.schedule.collectives.append(found)
             return found.seconds
         return 0.0
-
-    def _exchange(self, instruction: Instruction, times: int) -> Collective:
-        partitions = self._program.partitions
-        return exchange(instruction, self._where, self._dcn_rate, partitions, times)
 
     def _end(self, begun: tuple[float, Collective | float], times: int, now: float) -> float:
         """Seconds that an exchange or a copy takes longer than what ran since it was started."""

@@ -5,6 +5,7 @@ Mesh axes: `data` (replicas), `fsdp` (parameters cut along the width, gathered w
 propagates shardings from the parameters, the batch and the few places that call `constrain`.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -13,6 +14,7 @@ from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pangu_tiny.errors import UserError
+from pangu_tiny.topology.torus import closed_paths
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -48,15 +50,35 @@ def make_mesh(
     if np.prod(sizes) != len(devices):
         raise UserError(f"{binding} does not fit the {len(devices)} devices that JAX found")
     types = (AxisType.Auto,) * 3
-    slices = len(
-        {getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}
-    )
-    if slices <= 1:
+    by_slice = [list(part) for _, part in itertools.groupby(sorted(devices, key=_slice), _slice)]
+    if sizes[0] % len(by_slice):
+        raise UserError(
+            f"Hardware.data is {sizes[0]}, expected a multiple of the {len(by_slice)} slices"
+        )
+    within = (sizes[0] // len(by_slice), *sizes[1:])
+    paths = [_along_links(part, within) for part in by_slice]
+    if all(path is not None for path in paths):
+        return Mesh(np.concatenate(paths), AXES, axis_types=types)
+    if len(by_slice) == 1:
         return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
-    if sizes[0] % slices:
-        raise UserError(f"Hardware.data is {sizes[0]}, expected a multiple of the {slices} slices")
-    within = (sizes[0] // slices, *sizes[1:])
-    return Mesh(create_hybrid_device_mesh(within, (slices, 1, 1), devices), AXES, axis_types=types)
+    joined = create_hybrid_device_mesh(within, (len(by_slice), 1, 1), devices)
+    return Mesh(joined, AXES, axis_types=types)
+
+
+def _slice(device: jax.Device) -> int:
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
+
+
+def _along_links(devices: list[jax.Device], sizes: tuple[int, ...]) -> np.ndarray | None:
+    """Devices of a slice, neighbours on fsdp being linked chips; None where they cannot be, or
+    where another axis than data has to be laid too."""
+    if devices[0].platform != "tpu" or sizes[2] != 1:
+        return None
+    by_chip = {tuple(device.coords): device for device in devices}
+    paths = closed_paths(list(by_chip), sizes[1]) if len(by_chip) == len(devices) else None
+    if paths is None:
+        return None
+    return np.array([[[by_chip[chip]] for chip in path] for path in paths])
 
 
 def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:

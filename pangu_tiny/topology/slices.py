@@ -7,8 +7,10 @@ units × 2 × size²).
 """
 
 import dataclasses
+import itertools
 import math
 import re
+from collections.abc import Sequence
 
 from pangu_tiny.errors import UserError, check_one_of
 
@@ -91,10 +93,34 @@ class Slice:
         return f"{self.generation}:{'x'.join(map(str, self.shape))}"
 
     @property
-    def links(self) -> int:
-        """Links that the worst placed chip has, one way: one at the end of an open axis, two on a
-        ring."""
-        return sum(2 if size >= self.chip.wraps_from else 1 for size in self.shape if size > 1)
+    def coordinates(self) -> list[tuple[int, ...]]:
+        """Of all chips, slice after slice, in the order of their numbers."""
+        numbers = itertools.product(*map(range, reversed(self.shape)))
+        return [number[::-1] for number in numbers] * self.slices
+
+    def links(self, chips: Sequence[tuple[int, ...]]) -> float:
+        """Links that the worst placed chip of a group has for what it receives from the group.
+
+        Along each axis of the torus over which the group reaches: two on a ring, one at the end of
+        a line; where its chips lie several apart, other groups have as many of them.
+        """
+        total = 0.0
+        for axis, size in enumerate(self.shape):
+            places = sorted({chip[axis] for chip in chips})
+            if len(places) > 1:
+                apart = min(after - place for place, after in itertools.pairwise(places))
+                ring = size >= self.chip.wraps_from and len(places) * apart == size
+                total += (2 if ring else 1) / apart
+        return total or 1.0
+
+    def distance(self, one: tuple[int, ...], other: tuple[int, ...]) -> int:
+        """Links from a chip to another."""
+        total = 0
+        for size, place, to in zip(self.shape, one, other, strict=False):
+            straight = abs(place - to)
+            wraps = size >= self.chip.wraps_from
+            total += min(straight, size - straight) if wraps else straight
+        return total
 
     def __str__(self) -> str:
         return self.topology if self.slices == 1 else f"{self.slices} × {self.topology}"

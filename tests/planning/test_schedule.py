@@ -3,6 +3,7 @@
 
 import pytest
 
+from pangu_tiny.planning.collectives import Placed
 from pangu_tiny.planning.estimate import collectives_table, estimate, run_cost, seconds_by_part
 from pangu_tiny.planning.hlo import Array, arrays_of, parse
 from pangu_tiny.planning.loops import trip_count, unknown
@@ -50,6 +51,10 @@ ENTRY %main (a: bf16[8,128], b: f32[1024]) -> bf16[8,128] {
 V5E = parse_slice("v5e:4x4")
 
 
+def placed(where):
+    return Placed(where, 1e9, where.coordinates)
+
+
 @pytest.fixture(scope="module")
 def program():
     return parse(TEXT)
@@ -57,7 +62,7 @@ def program():
 
 def test_text_is_read(program):
     main = program.computations[program.entry]
-    assert (program.entry, program.partitions) == ("main", 16)
+    assert program.entry == "main"
     assert list(program.computations) == ["body", "condition", "called", "main"]
     assert main.instructions["start"].operands == ("zero", "a")
     assert main.instructions["kernel"].target == "tpu_custom_call"
@@ -80,14 +85,14 @@ def test_turns_of_a_loop_are_counted(program):
     lost = parse(TEXT.replace("%zero = s32[] constant(0)", "%zero = s32[] parameter(2)"))
     entry = lost.computations["main"]
     assert trip_count(lost, entry.instructions["loop"], entry, unknown) is None
-    assert read_schedule(lost, V5E, 1e9).unknown_loops == ["loop"]
+    assert read_schedule(lost, placed(V5E)).unknown_loops == ["loop"]
     stuck = parse(TEXT.replace("%two = s32[] constant(2)", "%two = s32[] constant(0)"))
     entry = stuck.computations["main"]
     assert trip_count(stuck, entry.instructions["loop"], entry, unknown) is None
 
 
 def test_cycles_exchanges_and_what_has_no_estimate(program):
-    schedule = read_schedule(program, V5E, 1e9)
+    schedule = read_schedule(program, placed(V5E))
     assert schedule.cycles == 4 * 30 and schedule.unknown_loops == []
     assert [(kernel.bytes, kernel.times) for kernel in schedule.kernels] == [
         (2048 + 4096 + 2048, 1)
@@ -99,7 +104,7 @@ def test_cycles_exchanges_and_what_has_no_estimate(program):
     assert gather.exposed == pytest.approx(max(0.0, gather.bytes / rate - hidden))
     assert not gather.synchronous and gather.dtype == "bf16"
     assert (reduce.chips, reduce.bytes) == (4, 2 * 4096 * 3 / 4)
-    assert reduce.synchronous and reduce.exposed == pytest.approx(reduce.bytes / rate)
+    assert reduce.synchronous and reduce.exposed == pytest.approx(reduce.bytes / 45e9)  # in a row
     step = estimate(schedule, V5E, {})
     assert step.compute == pytest.approx(120 / 1.5e9)
     exposed = reduce.exposed + 4 * gather.exposed
@@ -116,24 +121,25 @@ def test_cycles_exchanges_and_what_has_no_estimate(program):
 
 
 @pytest.mark.parametrize(
-    ("groups", "chips", "network"),
+    ("groups", "chips", "rate"),
     [
-        ("replica_groups={{0,1},{2,3}}", 2, "ICI"),
-        ("replica_groups={{0,16},{1,17}}", 2, "DCN"),
-        ("replica_groups=[16,2]<=[2,16]T(1,0)", 2, "DCN"),
-        ("replica_groups=[2,16]<=[32]", 16, "ICI"),
-        ("replica_groups=mesh['data'=2,'fsdp'=16] {'fsdp'}", 16, "ICI"),
-        ("replica_groups=mesh['data'=2,'fsdp'=16] {'data'}", 2, "DCN"),
-        ("replica_groups=mesh['axis_0'=32] {'axis_0'}", 32, "DCN"),
+        ("replica_groups={{0,1},{2,3}}", 2, 45e9),
+        ("replica_groups={{0,2},{1,3}}", 2, 22.5e9),
+        ("replica_groups={{0,1,4,5},{2,3,6,7}}", 4, 90e9),
+        ("replica_groups={{0,16},{1,17}}", 2, 1e9),
+        ("replica_groups=[16,2]<=[2,16]T(1,0)", 2, 1e9),
+        ("replica_groups=[2,16]<=[32]", 16, 90e9),
+        ("replica_groups=mesh['data'=2,'fsdp'=16] {'fsdp'}", 16, 90e9),
+        ("replica_groups=mesh['data'=2,'fsdp'=16] {'data'}", 2, 1e9),
+        ("replica_groups=mesh['axis_0'=32] {'axis_0'}", 32, 1e9),
     ],
 )
-def test_groups_within_and_across_slices(groups, chips, network):
+def test_groups_within_and_across_slices(groups, chips, rate):
     """Devices 0 to 15 lie in the first slice of 4 × 4, 16 to 31 in the second."""
     text = TEXT.replace("replica_groups={{0,1,2,3},{4,5,6,7}}", groups)
-    schedule = read_schedule(parse(text), parse_slice("2 × v5e:4x4"), 1e9)
+    schedule = read_schedule(parse(text), placed(parse_slice("2 × v5e:4x4")))
     (found,) = (item for item in schedule.collectives if item.kind == "all-reduce")
-    assert (found.chips, found.network) == (chips, network)
-    rate = 1e9 if network == "DCN" else 90e9
+    assert (found.chips, found.network) == (chips, "DCN" if rate == 1e9 else "ICI")
     assert found.seconds == pytest.approx(found.bytes / rate)
 
 
@@ -172,7 +178,7 @@ ENTRY %main (a: f32[1000]) -> f32[1000] {
 def test_what_slices_exchange_goes_over_the_data_centre_network(kind, received):
     """From the send on, to the end of the recv; 300 cycles at 1.5 GHz hide 200 ns of it."""
     two = parse_slice("2 × v5e:4x4")
-    schedule = read_schedule(parse(BETWEEN.replace("ALL_REDUCE", kind)), two, 1e9)
+    schedule = read_schedule(parse(BETWEEN.replace("ALL_REDUCE", kind)), placed(two))
     (found,) = schedule.collectives
     assert (found.kind, found.network) == (kind.lower().replace("_", "-"), "DCN")
     assert (found.bytes, found.chips, found.synchronous) == (received, 2, False)

@@ -25,7 +25,8 @@ from pangu_tiny.topology.slices import GENERATIONS, Slice, parse_slice
 def test_names(name, expected, chips, links):
     """Market names of v4 and v5p count cores, two a chip."""
     found = parse_slice(name)
-    assert (found, found.chips, found.links) == (expected, chips, links)
+    assert (found, found.chips, found.links(found.coordinates)) == (expected, chips, links)
+    assert len(found.coordinates) == chips
     assert parse_slice(str(found)) == found
 
 
@@ -53,3 +54,14 @@ def test_unknown_names_list_the_known_ones(name, said):
 def test_clocks_follow_from_peaks(name, units, size):
     chip = GENERATIONS[name]
     assert chip.clock == pytest.approx(chip.peak / (units * 2 * size**2), rel=5e-3)
+
+
+def test_links_of_a_group_and_distances():
+    """A ring along an axis that wraps has two, a block of it one at each side, and chips that lie
+    four apart share what they have with three other groups."""
+    wrapped, open_ = parse_slice("v5e:16x16"), parse_slice("v5e:4x4")
+    assert wrapped.links([(x, 3) for x in range(16)]) == 2
+    assert wrapped.links([(x, y) for x in range(4) for y in range(4)]) == 2
+    assert wrapped.links([(x, y) for x in range(0, 16, 4) for y in range(0, 16, 4)]) == 1
+    assert open_.links([(x, 0) for x in range(4)]) == 1
+    assert wrapped.distance((0, 0), (15, 2)) == 3 and open_.distance((0, 0), (3, 2)) == 5
