@@ -70,7 +70,7 @@ class Planned(NamedTuple):
 
 def combinations(largest: bool) -> Iterator[Combination]:
     shipped = config.shipped_files()
-    for recipe in sorted(shipped.glob("recipes/pangu_pi_*.gin"), key=lambda file: -len(file.stem)):
+    for recipe in sorted(shipped.glob("recipes/pangu_pi_*.gin"), key=lambda file: len(file.stem)):
         for hardware in sorted(shipped.glob("hardware/v*.gin")):
             yield Combination(recipe.stem, hardware.stem)
             if largest:
@@ -106,7 +106,8 @@ def plan(combination: Combination, out: pathlib.Path) -> Planned | str:
             child.returncode = os.waitstatus_to_exitcode(status)
             if child.returncode:
                 log.seek(0)
-                return (log.read().strip().splitlines() or [f"exit {child.returncode}"])[-1]
+                last = (log.read().strip().splitlines() or ["nothing said"])[-1]
+                return f"exit code {child.returncode}, {last}"
         facts = {"host_gib": usage.ru_maxrss / 2**20, "day": time.strftime("%Y-%m-%d")}
         measured.write_text(json.dumps(facts))
     figures = json.loads((workdir / "plan.json").read_text())
