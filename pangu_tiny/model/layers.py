@@ -135,7 +135,7 @@ def rope_tables(length: int, head_dim: int, theta: float) -> tuple[jax.Array, ja
     """
     exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     angles = jnp.arange(length, dtype=jnp.float32)[:, None, None] / theta**exponents
-    return tuple(jnp.tile(table, 2) for table in (jnp.cos(angles), jnp.sin(angles)))
+    return jnp.tile(jnp.cos(angles), 2), jnp.tile(jnp.sin(angles), 2)
 
 
 @jax.custom_vjp
