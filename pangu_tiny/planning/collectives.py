@@ -93,7 +93,7 @@ def exchange(instruction: Instruction, placed: Placed, times: int) -> Collective
     crosses = len({member // per_slice for member in group}) > 1
     if kind == "collective-permute":
         chips_of = ([placed.chips[member] for member in pair] for pair in _pairs(instruction))
-        links = 1 / max(1, *(where.distance(*pair) for pair in chips_of))
+        links = 1 / max([1, *(where.distance(*pair) for pair in chips_of)])
     else:
         links = where.links([placed.chips[member] for member in group])
     rate = placed.dcn_rate if crosses else links * where.chip.link_rate

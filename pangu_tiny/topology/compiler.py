@@ -11,12 +11,12 @@ _TPU = {
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
 }
 _LARGE_TILES = {
-    # Fast memory that one fused product may fill; by default 16 MiB, for which the tiles of these
-    # chips are too small (PanGu-π-1B Pro on v5p:4x4x8, 16 sequences a chip: 815 ms with the
-    # default, 652 with this; on v5e:4x4 it is the other way round, 408 and 418).
+    # Fast memory that one fused product may fill; with the default the tiles are too small for
+    # these chips (PanGu-π-1B Pro on v5p:4x4x8, 16 sequences a chip: 815 ms with the default, 652
+    # with this; on v5e:4x4 it is the other way round, 408 and 418).
     "xla_tpu_scoped_vmem_limit_kib": "98304",
 }
-_BY_GENERATION = {"v4": {}, "v5e": {}, "v5p": _LARGE_TILES, "v6e": _LARGE_TILES}
+_BY_KIND = {GENERATIONS[name].kind: _LARGE_TILES for name in ("v5p", "v6e")}
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str] | None:
@@ -24,8 +24,4 @@ def compiler_options(mesh: Mesh) -> dict[str, str] | None:
     device = mesh.devices.flat[0]
     if device.platform != "tpu":
         return None
-    options = dict(_TPU)
-    for name, generation in GENERATIONS.items():
-        if generation.kind == device.device_kind:
-            options |= _BY_GENERATION[name]
-    return options
+    return _TPU | _BY_KIND.get(device.device_kind, {})

@@ -14,7 +14,7 @@ class Hardware:
       per_device_batch: the largest number of sequences that one device takes at once; gradient
         accumulation follows from it and the global batch.
       remat: what the backward pass recomputes: "none", "full", "attention" (keeps what attention
-        gives) or "dots" (keeps the matrix products too).
+        gives) or "dots" (keeps what it reads too, and the products of the feed-forward).
       attention: back end, see `model/kernels.py`.
       unroll: blocks per step of the scan over depth; 0 unrolls it all, which is fastest on a CPU
         and slowest to compile.

@@ -42,7 +42,7 @@ def ring_reduce_scatter(x: jax.Array, axis: str, dimension: int) -> jax.Array:
     For TPUs: for most meshes their compiler knows nothing but an all-reduce in place of it, which
     moves twice as much while nothing is computed. What a ring hands on runs beside computation.
     One half of each part goes round one way, the other half the other way, so that every link is
-    used both ways. A mesh axis of TPUs is laid so that neighbours on it are linked.
+    used both ways. `make_mesh` lays fsdp so that neighbours on it are linked, where tensor is 1.
     """
     devices, here = jax.lax.axis_size(axis), jax.lax.axis_index(axis)
     size = x.shape[dimension] // devices

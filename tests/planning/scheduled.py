@@ -11,7 +11,6 @@ import pathlib
 import sys
 import tempfile
 import threading
-import time
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +79,7 @@ def wait_for_text(folder, compiling):
             return files[0].read_text()
         if ended:
             sys.exit("libtpu wrote no program")
-        time.sleep(0.1)
+        compiling.join(timeout=0.1)
 
 
 if __name__ == "__main__":
