@@ -12,6 +12,9 @@ os.environ["XLA_FLAGS"] = " ".join(
         # The same programs, in machine code that is not optimised: what tests run takes
         # milliseconds, and optimising it took half of the time to compile.
         "--xla_backend_optimization_level=0",
+        # On a busy machine one of eight devices may be that late for a collective; XLA ends the
+        # process after 40 s.
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
     )
 )
 
@@ -36,10 +39,14 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Compiled programs are kept, for child processes too (see `tiny_runs.start`)."""
+def compiled_once(tmp_path_factory, request):
+    """Compiled programs are kept, for child processes too (see `tiny_runs.start`), and for all
+    processes among which pytest shares the tests out."""
+    folder = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        folder = folder.parent
     settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": str(folder / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }

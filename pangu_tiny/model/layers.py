@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pangu_tiny.model.init import matrix_init, series_scale_init
 from pangu_tiny.model.kernels import rotate, transposed, weight_gradient
-from pangu_tiny.topology.mesh import constrain, partition_spec
+from pangu_tiny.topology.mesh import constrain, mesh_axes, partition_spec
 from pangu_tiny.topology.reduction import reduce_gradient
 
 HIDDEN = "hidden"
@@ -53,21 +53,34 @@ def _forward(x, kernel, axes):
 
 def _backward(axes, saved, d_out):
     x, kernel = saved
+    if None in axes:
+        # A product hides the gathering of one kernel: a narrow one is not to be early in the place
+        # of a wide one.
+        kernel, d_out = jax.lax.optimization_barrier((kernel, d_out))
+    d_kernel, d_out = _gradient(x, d_out, axes, kernel.dtype)
     left = tuple(range(_summed(axes), kernel.ndim))
     last = tuple(range(d_out.ndim - len(left), d_out.ndim))
     d_x = jax.lax.dot_general(d_out, kernel.astype(x.dtype), ((last, left), ((), ())))
-    return d_x, _gradient(x, d_out, axes, kernel.dtype)
+    return d_x, d_kernel
 
 
 def _gradient(x, d_out, axes, dtype):
-    """Of the kernel: on each device from its sequences, then summed over devices."""
+    """Of the kernel, on each device from its sequences, then summed over devices; and d_out.
+
+    A kernel that gives the stream is the first that the backward pass of its module needs: d_out
+    is handed on when the gradient is taken, which hides the gathering of that kernel.
+    """
     summed = _summed(axes)
     if jax.sharding.get_abstract_mesh().empty:
-        return weight_gradient(x, d_out, summed, dtype)
+        return weight_gradient(x, d_out, summed, dtype), d_out
+
+    batch = mesh_axes("batch")
 
     def local(x, d_out):
         partial = weight_gradient(x, d_out, summed, dtype)
-        return reduce_gradient(partial, axes.index("embed"))
+        if axes[-1] == "embed":
+            partial, d_out = jax.lax.optimization_barrier((partial, d_out))
+        return reduce_gradient(partial, axes.index("embed"), batch), d_out
 
     def layout(kernel_axes):  # of an activation, whose width is nowhere cut
         return partition_spec(
@@ -77,7 +90,7 @@ def _gradient(x, d_out, axes, dtype):
     return jax.shard_map(
         local,
         in_specs=(layout(axes[:summed]), layout(axes[summed:])),
-        out_specs=partition_spec(axes),
+        out_specs=(partition_spec(axes), layout(axes[summed:])),
         check_vma=False,
     )(x, d_out)
 

@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from pangu_tiny.errors import check_number
+from pangu_tiny.model.layout import thin_shards
 from pangu_tiny.planning import hlo
 from pangu_tiny.planning.collectives import Placed
 from pangu_tiny.planning.devices import Compiled, compile_for, devices_of
@@ -100,6 +101,7 @@ def _figures(
         "mesh": dict(planned.mesh.shape),
         "global_batch": planned.sequences,
         "accumulation": planned.accumulation,
+        "thin_shards": thin_shards(planned.program.shape, planned.mesh) if planned.program else [],
         "memory": split(compiled.need, code, planned.held, planned.activations, where),
         "collectives": collectives_table(schedule),
         "step": {**step._asdict(), "total": step.total},

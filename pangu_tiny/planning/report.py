@@ -73,6 +73,7 @@ def _warnings(figures: dict[str, Any]) -> list[str]:
             f"WARNING: {free:.1%} of the HBM is free, less than the {_ENOUGH_FREE:.0%} that leave "
             "room for what the compiler does not know of"
         )
+    warnings += [f"WARNING: {line}" for line in figures["thin_shards"]]
     if figures["unknown_loops"]:
         loops = ", ".join(figures["unknown_loops"])
         warnings.append(f"WARNING: the turns of {loops} are not known, each is counted once")

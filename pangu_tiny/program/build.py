@@ -21,6 +21,7 @@ from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.program.batch import BatchLayout
 from pangu_tiny.program.optimizer import OWN_SCHEDULE, Optimizer, SharedSchedule
 from pangu_tiny.program.step import Objective, TrainState, abstract_state, score_step, train_step
+from pangu_tiny.topology.compiler import keep_compiled
 from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.topology.mesh import make_mesh
 
@@ -94,6 +95,8 @@ def build(
       dtype: one of `DTYPES`.
       devices: None takes all that JAX finds.
     """
+    if hardware.compilation_cache and devices is None:
+        keep_compiled(hardware.compilation_cache)
     mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor, devices)
     decoder = Decoder(shape, DTYPES[dtype], hardware.attention, hardware.remat, hardware.unroll)
     check_divides(shape, mesh)

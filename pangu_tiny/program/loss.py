@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from pangu_tiny.model.kernels import transposed
-from pangu_tiny.topology.mesh import RULES, constrain, partition_spec
+from pangu_tiny.topology.mesh import constrain, mesh_axes, partition_spec
 from pangu_tiny.topology.reduction import reduce_gradient
 
 
@@ -90,7 +90,7 @@ def _on_mesh(inputs, gradients, **settings):
     if gradients:
         outputs += [hidden, partition_spec(("embed", "vocab"))]
     return jax.shard_map(
-        functools.partial(local, batch_axes=RULES["batch"], vocab_axes=RULES["vocab"]),
+        functools.partial(local, batch_axes=mesh_axes("batch"), vocab_axes=mesh_axes("vocab")),
         in_specs=(hidden, partition_spec((None, "vocab")), rows, rows),
         out_specs=tuple(outputs),
         check_vma=False,
@@ -160,7 +160,7 @@ def _local(
         return result
     d_hidden_btd = jnp.swapaxes(rest[0], 0, 1).reshape(b, t, d)
     if batch_axes:
-        d_kernel_dv = reduce_gradient(d_kernel_dv, embed=0)
+        d_kernel_dv = reduce_gradient(d_kernel_dv, 0, batch_axes)
     return *result, d_hidden_btd, d_kernel_dv
 
 

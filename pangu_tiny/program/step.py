@@ -19,6 +19,7 @@ from pangu_tiny.program.batch import Batch, BatchLayout
 from pangu_tiny.program.loss import Loss, cross_entropy
 from pangu_tiny.topology.compiler import compiler_options
 from pangu_tiny.topology.mesh import named_sharding
+from pangu_tiny.topology.reduction import sum_over_replicas
 
 
 class TrainState(NamedTuple):
@@ -138,24 +139,29 @@ def train_step(
     and accumulation steps share them.
     """
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        def scaled_loss(params, rows_bt, targets):
-            loss, marked = objective(params, rows_bt)
-            return loss.total / targets, (loss.rows_b, jnp.sum(marked.weights, axis=-1))
+    def scaled_loss(params, rows_bt, targets):
+        loss, marked = objective(params, rows_bt)
+        return loss.total / targets, (loss.rows_b, jnp.sum(marked.weights, axis=-1))
 
+    value_and_grad = jax.value_and_grad(scaled_loss, has_aux=True)
+
+    def gradient_and_rows(rows_abt, params, targets):
+        if rows_abt.shape[0] == 1:
+            (_, rows), gradient = value_and_grad(params, rows_abt[0], targets)
+            return gradient, jax.tree.map(lambda row_b: row_b[None], rows)
+
+        def accumulate(total, rows_bt):
+            (_, rows), gradient = value_and_grad(params, rows_bt, targets)
+            return jax.tree.map(jnp.add, total, gradient), rows
+
+        return jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, params), rows_abt)
+
+    gradient_and_rows = sum_over_replicas(gradient_and_rows, layout.mesh)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         marks = jax.vmap(lambda rows: read_marks(rows, objective.begin_id, objective.end_id))
         targets = jnp.maximum(1.0, jnp.sum(marks(batch.rows_abt).weights))
-        value_and_grad = jax.value_and_grad(scaled_loss, has_aux=True)
-        if batch.rows_abt.shape[0] == 1:
-            (_, rows), gradient = value_and_grad(state.params, batch.rows_abt[0], targets)
-        else:
-
-            def accumulate(total, rows_bt):
-                (_, rows), gradient = value_and_grad(state.params, rows_bt, targets)
-                return jax.tree.map(jnp.add, total, gradient), rows
-
-            zeros = jax.tree.map(jnp.zeros_like, state.params)
-            gradient, rows = jax.lax.scan(accumulate, zeros, batch.rows_abt)
+        gradient, rows = gradient_and_rows(batch.rows_abt, state.params, targets)
         row_nats, row_targets = (part.reshape(-1) for part in rows)
         loss = jnp.sum(row_nats) / targets
         norm = optax.tree.norm(gradient)

@@ -1,7 +1,11 @@
-"""Options for the compiler, each with its reason; none for a CPU or a GPU."""
+"""Options for the compiler, each with its reason, and where what it made is kept."""
 
+import jax
+from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
+from pangu_tiny.errors import failing_as
 from pangu_tiny.topology.slices import GENERATIONS
 
 _TPU = {
@@ -19,8 +23,20 @@ _LARGE_TILES = {
 _BY_KIND = {GENERATIONS[name].kind: _LARGE_TILES for name in ("v5p", "v6e")}
 
 
+def keep_compiled(folder: str) -> None:
+    """Keeps compiled programs in a folder, for later starts of the same run."""
+    path = epath.Path(folder).expanduser()
+    with failing_as(f"Hardware.compilation_cache {folder!r} cannot be written"):
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "writable").write_text("")
+        (path / "writable").unlink()
+    if jax.config.jax_compilation_cache_dir != str(path):
+        jax.config.update("jax_compilation_cache_dir", str(path))
+        compilation_cache.reset_cache()  # what was compiled before has opened another
+
+
 def compiler_options(mesh: Mesh) -> dict[str, str] | None:
-    """Those for the devices of a mesh."""
+    """Those for the devices of a mesh; None for a CPU or a GPU."""
     device = mesh.devices.flat[0]
     if device.platform != "tpu":
         return None

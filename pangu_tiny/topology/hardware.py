@@ -19,6 +19,8 @@ class Hardware:
       unroll: blocks per step of the scan over depth; 0 unrolls it all, which is fastest on a CPU
         and slowest to compile.
       loss_chunk: tokens per device whose logits exist at one time.
+      compilation_cache: folder in which compiled programs are kept, so that a run that is started
+        again need not compile; None keeps none.
     """
 
     data: int = 1
@@ -29,6 +31,7 @@ class Hardware:
     attention: str = "reference"
     unroll: int = 1
     loss_chunk: int = 1024
+    compilation_cache: str | None = None
 
     def __post_init__(self):
         for name, least in (("per_device_batch", 1), ("loss_chunk", 1), ("unroll", 0)):

@@ -81,9 +81,16 @@ def _along_links(devices: list[jax.Device], sizes: tuple[int, ...]) -> np.ndarra
     return np.array([[[by_chip[chip]] for chip in path] for path in paths])
 
 
+def mesh_axes(axis: str) -> tuple[str, ...]:
+    """The mesh axes of a logical axis, but those along which the code is already split in context:
+    a step takes each replica's gradients for itself."""
+    split = jax.sharding.get_abstract_mesh().manual_axes
+    return tuple(name for name in RULES.get(axis, ()) if name not in split)
+
+
 def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:
     """The mesh axes of an array whose axes have these logical names."""
-    return PartitionSpec(*(RULES.get(axis) if axis else None for axis in axes))
+    return PartitionSpec(*(mesh_axes(axis) or None if axis else None for axis in axes))
 
 
 def named_sharding(mesh: Mesh, axes: Sequence[str | None]) -> NamedSharding:

@@ -1,16 +1,51 @@
-"""Sums of gradients over the devices that share a batch, each of which keeps its part.
+"""Sums of gradients over the devices that share a batch, each of which keeps its part."""
 
-To be called where the code runs on each device (`jax.shard_map`).
-"""
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 from pangu_tiny.topology.mesh import RULES
 
 
-def reduce_gradient(partial: jax.Array, embed: int) -> jax.Array:
-    """The sum over all devices of the batch, in the dtype of `partial`.
+def sum_over_replicas(
+    take: Callable[..., tuple[Any, Any]], mesh: Mesh
+) -> Callable[..., tuple[Any, Any]]:
+    """The same function, which each replica calls for itself, on its rows.
+
+    What it finds is so summed over replicas once in a step, after the last layer and the last step
+    of accumulation: nothing else goes from one slice to another.
+
+    Args:
+      take: rows [accumulation, batch, …] and other arrays to what is to be summed, and what each
+        row has, [accumulation, batch].
+    """
+    (replica,) = RULES["replica"]
+    if mesh.shape[replica] == 1:
+        return take
+
+    def of_one(rows_abt, *arguments):
+        found, rows_ab = take(rows_abt, *arguments)
+        return jax.lax.psum(found, replica), rows_ab
+
+    def of_all(rows_abt, *arguments):
+        whole, cut = PartitionSpec(), PartitionSpec(None, replica)
+        return jax.shard_map(
+            of_one,
+            in_specs=(cut, *[whole] * len(arguments)),
+            out_specs=(whole, cut),
+            axis_names={replica},
+            check_vma=False,
+        )(rows_abt, *arguments)
+
+    return of_all
+
+
+def reduce_gradient(partial: jax.Array, embed: int, batch: Sequence[str]) -> jax.Array:
+    """The sum over devices of the batch, in the dtype of `partial`; to be called where the code
+    runs on each device (`jax.shard_map`).
 
     Over fsdp first, after which each device has a part alone, then over replicas, when there is
     least to sum.
@@ -18,12 +53,13 @@ def reduce_gradient(partial: jax.Array, embed: int) -> jax.Array:
     Args:
       partial: the gradient from the sequences of this device; of all the axis `embed`.
       embed: the axis of the width, along which fsdp cuts.
+      batch: the mesh axes over which the sum goes.
     """
     for axis in RULES["embed"]:
         partial = _reduce_scatter(partial, axis, embed)
-    replicas = tuple(axis for axis in RULES["batch"] if axis not in RULES["embed"])
+    replicas = tuple(axis for axis in batch if axis not in RULES["embed"])
     sizes = [jax.lax.axis_size(axis) for axis in replicas]
-    return jax.lax.psum(partial, replicas) if max(sizes) > 1 else partial
+    return jax.lax.psum(partial, replicas) if max(sizes, default=1) > 1 else partial
 
 
 def _reduce_scatter(x: jax.Array, axis: str, dimension: int) -> jax.Array:

@@ -16,6 +16,7 @@ from pangu_tiny.data.order import Round
 from pangu_tiny.data.round_index import RoundIndex
 from pangu_tiny.errors import UserError, check_number, check_one_of
 from pangu_tiny.model.init import SCHEMES
+from pangu_tiny.model.layout import thin_shards
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.program.build import DTYPES, Program, Training, build, build_training
 from pangu_tiny.program.feed import Feed
@@ -270,6 +271,9 @@ def _introduce(
         f"mesh {sizes} on {mesh.size} × {jax.devices()[0].device_kind}; "
         f"{tokens} tokens a step, accumulated {layout.accumulation} times"
     )
+    if mesh.devices.flat[0].platform == "tpu":
+        for line in thin_shards(shape, mesh):
+            say(f"WARNING: {line}")
     if peak_flops():
         say(MFU_FORMULA)
 

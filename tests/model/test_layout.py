@@ -6,7 +6,7 @@ from shapes import MODEL_FILES, read_shape
 
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import parameter_shapes
-from pangu_tiny.model.layout import check_divides, param_shardings
+from pangu_tiny.model.layout import check_divides, param_shardings, thin_shards
 
 # (fsdp, tensor): sizes that the files of gin/hardware and a pod's slices give.
 MESHES = [(8, 1), (4, 2), (2, 4), (1, 8), (256, 1), (128, 2), (32, 8)]
@@ -54,3 +54,25 @@ def test_refusal_names_both_sides():
     mesh = jax.sharding.AbstractMesh((1, 1, 4), ("data", "fsdp", "tensor"))
     with pytest.raises(UserError, match=r"ModelShape\.heads 14 .* Hardware\.tensor 4"):
         check_divides(read_shape("pangu_pi_1b_pro.gin"), mesh)
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "tensor", "said"),
+    [
+        (16, 1, []),
+        (28, 1, []),  # 64 columns
+        (32, 1, ["Hardware.fsdp 32 cuts ModelShape.width 1792 into 56 columns"]),
+        (1, 128, ["Hardware.tensor 128 cuts ModelShape.ffn_width 4864 into 38 columns"]),
+    ],
+)
+def test_thin_shards_are_told(fsdp, tensor, said):
+    mesh = jax.sharding.AbstractMesh((1, fsdp, tensor), ("data", "fsdp", "tensor"))
+    found = thin_shards(read_shape("pangu_pi_1b_pro.gin"), mesh)
+    assert [line.split(",")[0] for line in found] == said
+
+
+def test_norms_are_on_every_device():
+    mesh = jax.sharding.AbstractMesh((1, 8, 1), ("data", "fsdp", "tensor"))
+    layouts = param_shardings(read_shape("pangu_pi_1b_pro.gin"), mesh)
+    assert layouts["blocks"]["ffn_norm"]["scale"].is_fully_replicated
+    assert not layouts["blocks"]["shortcut"]["down"].is_fully_replicated

@@ -56,11 +56,15 @@ def planned(tmp_path_factory):
 
 
 def test_between_slices_goes_what_replicas_sum(tmp_path):
+    """Once a step: fewer sums than parameters, which a layer alone has more than five of."""
     plan(tmp_path / "plan", "2 × v5e:2x2", "--gin.Hardware.data=2")
     figures = json.loads((tmp_path / "plan" / "plan.json").read_text())
     assert figures["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2}
     between = [row for row in figures["collectives"] if row["network"] == "DCN"]
-    summed = sum(row["bytes"] for row in between if row["dtype"] == "f32")
+    large = [row for row in between if row["bytes"] > 1e4]
+    assert {(row["kind"], row["dtype"]) for row in large} == {("all-reduce", "f32")}
+    assert sum(row["times"] for row in large) < len(flatten_dict(parameter_shapes(SHAPE)))
+    summed = sum(row["bytes"] for row in large)
     assert summed >= SHAPE.parameters  # a quarter a chip, of four bytes, padded
 
 

@@ -27,7 +27,7 @@ from pangu_tiny.program.step import (
 from pangu_tiny.topology.mesh import make_mesh
 
 BEGIN, END, LENGTH, B = 1, 2, 16, 8
-ONE, EIGHT = (1, 1, 1), (1, 4, 2)
+ONE, EIGHT = (1, 1, 1), (2, 2, 2)
 OPTIMIZER = Optimizer(clip=1e9)  # so that the first moment is a tenth of the gradient
 SCHEDULE = lambda _: 1e-3  # noqa: E731
 TRANSFORMATION = OPTIMIZER.transformation(SCHEDULE)
@@ -210,9 +210,10 @@ def test_bfloat16_is_for_computing_only():
 
 def test_devices_sum_gradients_in_float32_and_gather_in_bfloat16(tmp_path):
     """What they sum in bfloat16 are activations: 5 rows on each, and no size of the model is a
-    multiple of 5. What they gather in float32 is no more than the scales of a norm. The gradient of
-    a matrix goes over the devices of fsdp first, each of which keeps its part of it."""
-    step, mesh = build((2, 2, 2), dtype=jnp.bfloat16)
+    multiple of 5. What they gather in float32 is what rows have. The gradient of a matrix goes over
+    the devices of fsdp first, each of which keeps its part of it, and, with those of all layers,
+    over replicas."""
+    step, mesh = build(EIGHT, dtype=jnp.bfloat16)
     rows = jax.ShapeDtypeStruct((1, 20, LENGTH + 1), jnp.int32)
     ids = jax.ShapeDtypeStruct(rows.shape[:2], jnp.int32)
     batch = Batch(rows, ids, jax.ShapeDtypeStruct((mesh.size, 2), bool))
@@ -224,10 +225,11 @@ def test_devices_sum_gradients_in_float32_and_gather_in_bfloat16(tmp_path):
     }
     gate, table = SHAPE.width * SHAPE.ffn_width // 4, SHAPE.padded_vocab * SHAPE.width // 4
     assert {("f32", gate), ("f32", table)} <= sums
-    assert {("reduce-scatter", "f32", gate), ("all-reduce", "f32", gate)} <= found
+    assert {("reduce-scatter", "f32", gate), ("all-reduce", "f32", SHAPE.depth * gate)} <= found
+    assert ("all-reduce", "f32", gate) not in found
     assert all(size % 5 == 0 for dtype, size in sums if dtype == "bf16")
     moved = found - {(name, *kind) for kind in sums for name in ("all-reduce", "reduce-scatter")}
-    assert max(size for _, dtype, size in moved if dtype == "f32") == SHAPE.width
+    assert max(size for _, dtype, size in moved if dtype == "f32") == 20
 
 
 def test_random_parameters_are_the_same_on_every_mesh():
@@ -244,7 +246,7 @@ def test_parameters_moments_and_gradients_are_cut_over_all_devices():
     loop may carry a feed-forward matrix that is whole, or cut along one mesh axis only."""
     mesh = mesh_of(EIGHT)
     state = abstract_state(Decoder(SHAPE), TRANSFORMATION, mesh)
-    gate = (SHAPE.depth, SHAPE.width // 4, SHAPE.ffn_width // 2)
+    gate = (SHAPE.depth, SHAPE.width // 2, SHAPE.ffn_width // 2)
     for tree in (state.params, state.optimizer[1].mu, state.optimizer[1].nu):
         leaf = tree["blocks"]["ffn"]["gate"]
         assert leaf.sharding.shard_shape(leaf.shape) == gate
@@ -255,7 +257,7 @@ def test_parameters_moments_and_gradients_are_cut_over_all_devices():
     shapes = re.findall(r"f32\[(\d+,\d+,\d+)\]", " ".join(carried))
     cut, whole_width, whole_ffn, whole = (
         f"{SHAPE.depth},{width},{ffn}"
-        for width in (SHAPE.width // 4, SHAPE.width)
+        for width in (SHAPE.width // 2, SHAPE.width)
         for ffn in (SHAPE.ffn_width // 2, SHAPE.ffn_width)
     )
     assert cut in shapes
