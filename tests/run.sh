@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a virtual environment (once) and runs the tests:
 #   ./tests/run.sh [--parity | --lowest] [PYTEST ARGUMENTS]
-# Those of several or killed processes and of gs:// take long and run on their own: -m pods.
+# Those of several or killed processes, of gs://, and what else takes long run on their own: -m pods.
 # --parity also compares against PyTorch and transformers themselves, which are large.
 # --lowest takes the oldest versions that setup.cfg allows, in an environment of its own.
 set -euo pipefail

@@ -53,34 +53,23 @@ def _forward(x, kernel, axes):
 
 def _backward(axes, saved, d_out):
     x, kernel = saved
-    if None in axes:
-        # A product hides the gathering of one kernel: a narrow one is not to be early in the place
-        # of a wide one.
-        kernel, d_out = jax.lax.optimization_barrier((kernel, d_out))
-    d_kernel, d_out = _gradient(x, d_out, axes, kernel.dtype)
     left = tuple(range(_summed(axes), kernel.ndim))
     last = tuple(range(d_out.ndim - len(left), d_out.ndim))
     d_x = jax.lax.dot_general(d_out, kernel.astype(x.dtype), ((last, left), ((), ())))
-    return d_x, d_kernel
+    return d_x, _gradient(x, d_out, axes, kernel.dtype)
 
 
 def _gradient(x, d_out, axes, dtype):
-    """Of the kernel, on each device from its sequences, then summed over devices; and d_out.
-
-    A kernel that gives the stream is the first that the backward pass of its module needs: d_out
-    is handed on when the gradient is taken, which hides the gathering of that kernel.
-    """
+    """Of the kernel: on each device from its sequences, then summed over devices."""
     summed = _summed(axes)
     if jax.sharding.get_abstract_mesh().empty:
-        return weight_gradient(x, d_out, summed, dtype), d_out
+        return weight_gradient(x, d_out, summed, dtype)
 
     batch = mesh_axes("batch")
 
     def local(x, d_out):
         partial = weight_gradient(x, d_out, summed, dtype)
-        if axes[-1] == "embed":
-            partial, d_out = jax.lax.optimization_barrier((partial, d_out))
-        return reduce_gradient(partial, axes.index("embed"), batch), d_out
+        return reduce_gradient(partial, axes.index("embed"), batch)
 
     def layout(kernel_axes):  # of an activation, whose width is nowhere cut
         return partition_spec(
@@ -90,7 +79,7 @@ def _gradient(x, d_out, axes, dtype):
     return jax.shard_map(
         local,
         in_specs=(layout(axes[:summed]), layout(axes[summed:])),
-        out_specs=(partition_spec(axes), layout(axes[summed:])),
+        out_specs=partition_spec(axes),
         check_vma=False,
     )(x, d_out)
 

@@ -11,7 +11,8 @@ from pangu_tiny.planning.schedule import Schedule
 from pangu_tiny.topology.slices import Slice
 
 RULES = (
-    "compute: the compiler's own cycles of every instruction, times the turns of its loops",
+    "products and passes over memory: the compiler's own cycles of every instruction with and "
+    "without a matrix product in it, times the turns of its loops",
     "exposed: link time less the cycles between start and end, at least 0; synchronous ones whole",
     "link time: bytes that a chip must receive / (links of the worst placed chip × their rate)",
     "attention kernel: its bundles, compiled alone, × blocks on and below the diagonal × heads × "
@@ -26,7 +27,7 @@ _PARTS = {
     "shortcut": r"blocks/shortcut",
     "feed-forward": r"blocks/ffn\b",
     "norms": r"_norm\b",
-    "loss": r"shard_map",
+    "loss": r"cross_entropy",
     "embedding": r"embedding|take|gather",
     "rest of the blocks": r"Decoder",
 }
@@ -36,7 +37,8 @@ _PARTS = {
 class Estimate(NamedTuple):
     """Seconds of a step by what they go to; those of `at_least` are bounds."""
 
-    compute: float
+    products: float
+    passes: float
     kernels: float
     exposed_ici: float
     exposed_dcn: float
@@ -62,8 +64,10 @@ def estimate(schedule: Schedule, where: Slice, kernel_cycles: dict[str, int]) ->
     cycles = sum(kernel_cycles[base_name(item.name)] * item.times for item in counted)
     others = [item for item in schedule.kernels if item not in counted]
     uncosted = sum(item.bytes * item.times for item in (*others, *schedule.uncosted))
+    products = sum(item.cycles * item.times for item in schedule.work if item.product)
     return Estimate(
-        schedule.cycles / chip.clock,
+        products / chip.clock,
+        (schedule.cycles - products) / chip.clock,
         cycles / chip.cores / chip.clock,
         exposed["ICI"],
         exposed["DCN"],

@@ -15,8 +15,10 @@ _TITLES = {
     "rank": "A batch of rank-teacher",
     "decode": "A token of generate",
 }
+_PARTED = ("products", "passes")  # by part of the model
 STEP = {
-    "compute": "computation",
+    "products": "products",
+    "passes": "passes over memory",
     "kernels": "attention kernel",
     "exposed_ici": "exposed exchanges, ICI",
     "exposed_dcn": "exposed exchanges, DCN",
@@ -149,7 +151,7 @@ def _kernels(rows: list[dict[str, Any]]) -> str:
 
 def _bars(figures: dict[str, Any]) -> Figure:
     parts = dict(figures["parts"])
-    parts |= {name: figures["step"][key] for key, name in STEP.items() if key != "compute"}
+    parts |= {name: figures["step"][key] for key, name in STEP.items() if key not in _PARTED}
     shown = {name: 1e3 * seconds for name, seconds in parts.items() if seconds >= 5e-5}
     figure = Figure(figsize=(8, 0.3 * len(shown) + 1), layout="constrained")
     axes = figure.subplots()

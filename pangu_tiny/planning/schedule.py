@@ -30,16 +30,19 @@ _BOOKKEEPING = {
     "GatherScatterIndicesBitpacked", "AsyncCollectiveStart", "AsyncCollectiveDone",
 }  # fmt: skip
 _COPIES = ("copy", "slice", "dynamic-slice", "dynamic-update-slice")
+_PRODUCTS = ("convolution", "dot")
 _KERNEL = "tpu_custom_call"
 _SMALL = 1024  # bytes; what has no estimate and is no larger is left out
 
 
 class Work(NamedTuple):
-    """Cycles of an instruction, each time, and how often it runs in a step."""
+    """Cycles of an instruction, each time, and how often it runs in a step. Where there is no
+    matrix product in it, it is a pass over memory."""
 
     cycles: int
     times: int
     op_name: str
+    product: bool
 
 
 class Uncosted(NamedTuple):
@@ -115,8 +118,16 @@ class _Walk:
         if estimate is None:
             self._note_uncosted(instruction, computation, times)
             return 0
-        self.schedule.work.append(Work(estimate, times, instruction.op_name))
+        self.schedule.work.append(
+            Work(estimate, times, instruction.op_name, self._is_product(instruction))
+        )
         return estimate
+
+    def _is_product(self, instruction: Instruction) -> bool:
+        called = instruction.called("calls")
+        if called is None:
+            return instruction.opcode in _PRODUCTS
+        return any(map(self._is_product, self._program.computations[called]))
 
     def _loop(
         self, loop: Instruction, computation: Computation, times: int, arguments: Arguments

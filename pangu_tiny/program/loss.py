@@ -76,6 +76,7 @@ def _backward(vocab_size, chunk, z_loss, gradients, cotangents):
 _cross_entropy.defvjp(_forward, _backward)
 
 
+@jax.named_scope("cross_entropy")
 def _on_mesh(inputs, gradients, **settings):
     """Runs `_local` on each device's part; without a mesh in context, on everything."""
     hidden_btd, kernel_dv, *others = inputs

@@ -30,9 +30,8 @@ def keep_compiled(folder: str) -> None:
         path.mkdir(parents=True, exist_ok=True)
         (path / "writable").write_text("")
         (path / "writable").unlink()
-    if jax.config.jax_compilation_cache_dir != str(path):
-        jax.config.update("jax_compilation_cache_dir", str(path))
-        compilation_cache.reset_cache()  # what was compiled before has opened another
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    compilation_cache.reset_cache()  # what was compiled before may have opened another
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str] | None:

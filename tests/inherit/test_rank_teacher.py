@@ -152,16 +152,16 @@ def test_a_skipped_layer_is_one_that_is_not_there(found, ranked_params, ranked_s
     assert (arrays["influence"] > 0).all() and arrays["influence"].shape == (2,)
 
 
-@pytest.mark.parametrize("method", ["taylor", "activation", "learned"])
-def test_the_layout_changes_nothing(teacher, rows, small, cut_found, method, tmp_path):
+def test_the_layout_changes_nothing(teacher, rows, small, cut_found, tmp_path):
     """Eight devices in two parts a batch, or one device that takes it whole; the tolerance is
-    that of float32 sums in another order, for trained logits what Adam makes of it."""
+    that of float32 sums in another order, for trained logits what Adam makes of it. Of the other
+    methods, what eight devices find is compared above with what one computes by hand."""
     one = Hardware(data=1, fsdp=1, tensor=1, per_device_batch=8)
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
-    eight, _ = cut_found(method)
+    eight, _ = cut_found("learned")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "make_mesh", lambda *_: mesh)
-        single = rank(teacher, tmp_path / "one", rows, one, method=method, model=small)
+        single = rank(teacher, tmp_path / "one", rows, one, method="learned", model=small)
     assert eight.about["layers"] == single.about["layers"]
     for name, array in single.arrays.items():
         scale = np.abs(array).max()

@@ -106,7 +106,11 @@ def test_cycles_exchanges_and_what_has_no_estimate(program):
     assert (reduce.chips, reduce.bytes) == (4, 2 * 4096 * 3 / 4)
     assert reduce.synchronous and reduce.exposed == pytest.approx(reduce.bytes / 45e9)  # in a row
     step = estimate(schedule, V5E, {})
-    assert step.compute == pytest.approx(120 / 1.5e9)
+    assert step.passes == pytest.approx(120 / 1.5e9) and step.products == 0
+    multiplied = parse(TEXT.replace("ROOT %copy = bf16[8,128]{1,0} copy(%p)",
+                                    "ROOT %copy = bf16[8,128]{1,0} convolution(%p, %p)"))  # fmt: skip
+    step = estimate(read_schedule(multiplied, placed(V5E)), V5E, {})
+    assert step.products == pytest.approx(120 / 1.5e9) and step.passes == 0
     exposed = reduce.exposed + 4 * gather.exposed
     assert step.exposed_ici == pytest.approx(exposed) and step.exposed_dcn == 0
     assert step.at_least == pytest.approx(8192 / 0.819e12) and step.kernels == 0

@@ -1,7 +1,9 @@
 """Whole stages with their workdirs on gs://, killed and started again."""
 
+import contextlib
 import json
 import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -74,7 +76,9 @@ def test_two_processes_train_in_rounds(dataset, bucket, tmp_path):
     argv += [f"--gin.{name}={value}" for name, value in bindings.items()]
     processes = start_together(argv, tmp_path)
     while not (epath.Path(workdir) / "scores_2" / "row_losses").exists():
-        assert None in [process.poll() for process in processes], (tmp_path / "log0").read_text()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # looking all the time would slow it
+            processes[0].wait(timeout=0.2)
+            raise AssertionError((tmp_path / "log0").read_text())
     for process in processes:
         process.kill()
         process.wait()
