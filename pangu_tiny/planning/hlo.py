@@ -16,6 +16,7 @@ _BITS = {
     "s64": 64, "u64": 64, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "f8e4m3fn": 8, "f8e5m2": 8,
 }  # fmt: skip
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_END = re.compile(r'\}(, execution_thread="\w+")?$')
 _INSTRUCTION = re.compile(r"^  (ROOT )?%?(\S+) = (.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z\d]*)\[([\d,]*)\]")
 
@@ -53,7 +54,7 @@ class Instruction:
 
     def called(self, attribute: str) -> str | None:
         """The computation that an attribute names."""
-        match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
+        match = re.search(rf"\b{attribute}=\{{?%?([\w.\-]+)", self.attributes)
         return match[1] if match else None
 
     def integer(self, attribute: str) -> int | None:
@@ -109,7 +110,7 @@ def parse(text: str) -> Program:
             instruction = _parse_instruction(match[2], match[3])
             instructions[instruction.name] = instruction
             root = instruction.name if match[1] else root
-        elif line == "}" and name:
+        elif _END.match(line) and name:
             computations[name] = Computation(instructions, root or next(reversed(instructions)))
             name = ""
     if entry not in computations:
@@ -129,7 +130,7 @@ def _logical_lines(text: str) -> Iterator[str]:
     """Lines, those of a constant that goes over several put together."""
     held = ""
     for line in text.split("\n"):
-        starts = line == "}" or _COMPUTATION.match(line) or _INSTRUCTION.match(line)
+        starts = _END.match(line) or _COMPUTATION.match(line) or _INSTRUCTION.match(line)
         if starts or not line:
             if held:
                 yield held

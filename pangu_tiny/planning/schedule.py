@@ -24,6 +24,7 @@ from pangu_tiny.planning.loops import Arguments, trip_count, unknown, within_loo
 _FREE = {
     "parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while", "call",
     "conditional", "partition-id", "replica-id", "after-all", "opt-barrier", "iota",
+    "async-update",
 }  # fmt: skip
 _BOOKKEEPING = {
     "AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound",
@@ -179,6 +180,11 @@ class _Walk:
                 self.schedule.collectives.append(found)
                 return found.seconds
             started[instruction.name] = (now, found)
+        elif opcode == "async-start" and (offloaded := self._offloaded(instruction)):
+            started[instruction.name] = (now, exchange(offloaded, self._placed, times))
+        elif opcode == "async-update" and instruction.operands[0] in started:
+            _, begun_there = started.pop(instruction.operands[0])  # which had no operand yet
+            started[instruction.name] = (now, begun_there)
         elif opcode.endswith("-start") and opcode.removesuffix("-start") in _COPIES:
             sizes = [array.bytes for array in instruction.arrays if array.bytes > 8]
             seconds = min(sizes, default=0) / self._placed.where.chip.memory_rate
@@ -199,6 +205,17 @@ class _Walk:
         for name in ("Start", "Done"):
             stage = name if f"AsyncCollective{name}" in targets else stage
         return [(other, stage) for other in inner if kind_of(other)]
+
+    def _offloaded(self, instruction: Instruction) -> Instruction | None:
+        """The exchange that sparse cores do, in what an instruction calls."""
+        if kind_of(instruction):
+            return instruction
+        for attribute in ("calls", "called_computations"):
+            called = instruction.called(attribute)
+            inner = self._program.computations[called] if called else ()
+            if found := next(filter(None, map(self._offloaded, inner)), None):
+                return found
+        return None
 
     def _fused(
         self,

@@ -124,6 +124,33 @@ def test_cycles_exchanges_and_what_has_no_estimate(program):
     assert sum(row["exposed"] for row in table) == pytest.approx(exposed)
 
 
+def test_what_sparse_cores_gather_is_counted():
+    """From when they have what they are to gather."""
+    calls = """\
+%offloaded (q: bf16[8,128]) -> bf16[8,128] {
+  %q = bf16[8,8]{1,0} parameter(0)
+  ROOT %gather = bf16[8,128]{1,0} all-gather(%q), channel_id=1, replica_groups=[1,16]<=[16], dimensions={1}
+}, execution_thread="sparsecore"
+
+%async (r: bf16[8,8]) -> bf16[8,128] {
+  %r = bf16[8,8]{1,0} parameter(0)
+  ROOT %call = bf16[8,128]{1,0} custom-call(%r), custom_call_target="TODO", called_computations={%offloaded}
+}, execution_thread="sparsecore"
+
+"""
+    started = """\
+  %set-up = ((), (), (s32[8192]{0})) async-start(), async_execution_thread="sparsecore", calls=%async
+  %gather-start = ((bf16[8,8]{1,0}), bf16[8,128]{1,0}, (s32[8192]{0})) async-update(%set-up, %x)
+"""
+    lines = TEXT.splitlines(keepends=True)
+    (place,) = (index for index, line in enumerate(lines) if "%gather-start = " in line)
+    text = "".join([*lines[:place], started, *lines[place + 1 :]])
+    text = text.replace("all-gather-done(", "async-done(").replace("%body (", f"{calls}%body (", 1)
+    found = read_schedule(parse(text), placed(V5E))
+    assert found.collectives == read_schedule(parse(TEXT), placed(V5E)).collectives
+    assert found.uncosted == []
+
+
 @pytest.mark.parametrize(
     ("groups", "chips", "rate"),
     [
