@@ -28,8 +28,9 @@ FREE = 0.1
 """Share of the HBM that is to be left."""
 GIB = 2**30
 COLUMNS = (
-    "recipe", "hardware", "mesh", "batch a chip", "HBM GiB a chip", "step ms", "MFU",
-    "days for 1.6T tokens", "compiled in s", "peak host GiB",
+    "recipe", "hardware", "mesh", "batch a chip", "HBM GiB a chip", "products", "passes",
+    "attention kernel", "exposed exchanges", "step ms", "MFU", "days for 1.6T tokens",
+    "compiled in s", "peak host GiB",
 )  # fmt: skip
 
 
@@ -122,14 +123,16 @@ def row(combination: Combination, planned: Planned | str) -> tuple[str, ...]:
     used += f" of {figures['capacity'] / GIB:.0f}" + ("" if planned.fits else ", **too much**")
     if not figures["tried"][0]["fits"]:  # what else is in the plan is of another program
         return (*cells, "", "", used, *[""] * (len(COLUMNS) - 5))
-    mesh = figures["mesh"]
+    mesh, step = figures["mesh"], figures["step"]
+    exposed = step["exposed_ici"] + step["exposed_dcn"]
+    parts = (step["products"], step["passes"], step["kernels"], exposed, step["total"])
     chips, run = mesh["data"] * mesh["fsdp"], figures["run"]
     return (
         *cells,
         " × ".join(str(size) for size in mesh.values() if size > 1),
         f"{figures['global_batch'] / chips:.0f}",
         used,
-        f"{1e3 * figures['step']['total']:.0f}",
+        *(f"{1e3 * seconds:.0f}" for seconds in parts),
         f"{run['mfu']:.1%}",
         f"{run['days']:.1f}",
         f"{figures['compile_seconds']:.0f}",
