@@ -1,5 +1,6 @@
 """How the parameters of a model lie on a mesh: their logical axes by the rules of the mesh."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -29,29 +30,31 @@ def param_shardings(shape: ModelShape, mesh: Mesh) -> dict[str, Any]:
 
 
 def thin_shards(shape: ModelShape, mesh: Mesh) -> list[str]:
-    """What is cut into fewer columns than half the lanes of a TPU, a line each: exchanges and
-    copies then take as long as with twice as many."""
-    leaves, found = flatten_dict(parameter_shapes(shape), sep="/"), {}
-    for name in filter(leaves.get, PARAMETER_AXES):
-        for axis, size in zip(PARAMETER_AXES[name], leaves[name].shape, strict=True):
-            for cut in RULES.get(axis, ()) if axis in _SETTINGS else ():
-                columns, parts = size // mesh.shape[cut], mesh.shape[cut]
-                if parts > 1 and columns < _LEAST_COLUMNS:
-                    found[axis] = (
-                        f"Hardware.{cut} {parts} cuts ModelShape.{_SETTINGS[axis]} {size} into "
-                        f"{columns} columns, expected at least {_LEAST_COLUMNS}"
-                    )
-    return list(found.values())
+    """What is cut into fewer columns than half of the 128 lanes of a TPU, a line each."""
+    lines = {
+        f"Hardware.{cut} {parts} cuts ModelShape.{_SETTINGS[axis]} {size} into {size // parts} "
+        f"columns, expected at least {_LEAST_COLUMNS}": None
+        for axis, size, cut, parts in _cuts(shape, mesh)
+        if axis in _SETTINGS and parts > 1 and size // parts < _LEAST_COLUMNS
+    }
+    return list(lines)
 
 
 def check_divides(shape: ModelShape, mesh: Mesh) -> None:
     """Refuses a mesh on which an axis of the model does not divide."""
+    for axis, size, cut, parts in _cuts(shape, mesh):
+        if size % parts:
+            raise UserError(
+                f"ModelShape.{_SETTINGS.get(axis, axis)} {size} is not divisible by "
+                f"Hardware.{cut} {parts}: choose another mesh"
+            )
+
+
+def _cuts(shape: ModelShape, mesh: Mesh) -> Iterator[tuple[str, int, str, int]]:
+    """Of every axis of every parameter that a mesh axis cuts: its name and size, that of the mesh
+    axis, and into how many parts."""
     leaves = flatten_dict(parameter_shapes(shape), sep="/")
     for name in filter(leaves.get, PARAMETER_AXES):
         for axis, size in zip(PARAMETER_AXES[name], leaves[name].shape, strict=True):
             for cut in RULES.get(axis, ()):
-                if size % mesh.shape[cut]:
-                    raise UserError(
-                        f"ModelShape.{_SETTINGS.get(axis, axis)} {size} is not divisible by "
-                        f"Hardware.{cut} {mesh.shape[cut]}: choose another mesh"
-                    )
+                yield axis, size, cut, mesh.shape[cut]

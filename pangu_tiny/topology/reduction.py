@@ -16,7 +16,7 @@ def sum_over_replicas(
     """The same function, which each replica calls for itself, on its rows.
 
     What it finds is so summed over replicas once in a step, after the last layer and the last step
-    of accumulation: nothing else goes from one slice to another.
+    of accumulation: hardly anything else goes from one slice to another.
 
     Args:
       take: rows [accumulation, batch, …] and other arrays to what is to be summed, and what each

@@ -56,8 +56,9 @@ def planned(tmp_path_factory):
 
 
 def test_between_slices_goes_what_replicas_sum(tmp_path):
-    """Once a step: fewer sums than parameters, which a layer alone has more than five of."""
-    plan(tmp_path / "plan", "2 × v5e:2x2", "--gin.Hardware.data=2")
+    """Once a step, in fewer sums than parameters; layer by layer, eight layers have more."""
+    flags = ("--gin.Hardware.data=2", "--gin.ModelShape.depth=8")
+    plan(tmp_path / "plan", "2 × v5e:2x2", *flags)
     figures = json.loads((tmp_path / "plan" / "plan.json").read_text())
     assert figures["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2}
     between = [row for row in figures["collectives"] if row["network"] == "DCN"]
@@ -191,6 +192,7 @@ def test_what_would_fit_is_told_in_a_line(planned):
     out = {"changes": {"Hardware.remat": "dots"}, "need": 2**35, "seconds": None, "fits": False}
     figures["tried"] = [asked, fits, out]
     figures["step"]["total"] = 0.612
+    figures["thin_shards"] = ["Hardware.fsdp 32 cuts"]
     figures["memory"]["temporaries"] = 15 * 2**30
     report = report_of(figures)
     assert report.warnings[0].startswith(
@@ -200,6 +202,7 @@ def test_what_would_fit_is_told_in_a_line(planned):
     assert (
         report.warnings[1].startswith("WARNING: 6.") and "of the HBM is free" in report.warnings[1]
     )
+    assert report.warnings[2:] == ["WARNING: Hardware.fsdp 32 cuts"]
     assert "left out: not expected to fit" in "".join(report.sections)
     figures["tried"] = [asked, asked | {"changes": changes, "need": 2**35}, out]
     del figures["step"]

@@ -134,7 +134,7 @@ def test_what_sparse_cores_gather_is_counted():
 
 %async (r: bf16[8,8]) -> bf16[8,128] {
   %r = bf16[8,8]{1,0} parameter(0)
-  ROOT %call = bf16[8,128]{1,0} custom-call(%r), custom_call_target="TODO", called_computations={%offloaded}
+  ROOT %call = bf16[8,128]{1,0} custom-call(%r), custom_call_target="offload", called_computations={%offloaded}
 }, execution_thread="sparsecore"
 
 """
