@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 from typing import Any
 
-from pangu_tiny.errors import check_number
+from pangu_tiny.errors import UserError, check_number
 from pangu_tiny.model.layout import thin_shards
 from pangu_tiny.planning import hlo
 from pangu_tiny.planning.collectives import Placed
@@ -29,8 +29,8 @@ PLAN = "plan.json"
 
 
 def plan(
-    topology: str,
     workdir: str,
+    topology: str | None = None,
     program: str = "train",
     teacher: str | None = None,
     sequence_length: int = 2048,
@@ -41,9 +41,9 @@ def plan(
     score_batches, rank_teacher, generate), for a slice; where that does not fit, what would.
 
     Args:
-      topology: such as v5e:16x16, a market name such as v5p-256, or 2 × v5e:16x16 for two slices
-        that the data-centre network joins.
       workdir: the folder to write.
+      topology: such as v5e:16x16, a market name such as v5p-256, or 2 × v5e:16x16 for two slices
+        that the data-centre network joins; None takes Hardware.topology.
       program: "train" is a step of train, "score" one of score-batches, "rank" a batch of
         rank-teacher by its method, "decode" a token of generate, on one chip.
       teacher: gin file of the shape of the teacher, such as models/llama_2_7b.gin; for "rank".
@@ -57,8 +57,8 @@ def plan(
     check_number("plan.sequence_length", sequence_length, 2)
     check_number("plan.tokens", tokens, 1)
     check_number("plan.dcn_rate", dcn_rate, above=0)
-    where = parse_slice(topology)
     asked = ask(program, sequence_length, tokens, teacher)
+    where = _slice(topology or asked.hardware.topology)
     devices = devices_of(where)
     asked.build(asked.hardware, devices)  # mistakes, before there is a folder
     identity = {
@@ -86,6 +86,15 @@ def plan(
     print(report_of(figures).text())
     print(f"  report       {folder / 'report.html'}")
     return figures
+
+
+def _slice(topology: str | None) -> Slice:
+    if topology is None:
+        raise UserError(
+            "plan.topology is None, and so is Hardware.topology: expected a TPU slice, such as "
+            "v5e-256 or v5e:16x16"
+        )
+    return parse_slice(topology)
 
 
 def _figures(

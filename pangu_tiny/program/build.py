@@ -95,8 +95,10 @@ def build(
       dtype: one of `DTYPES`.
       devices: None takes all that JAX finds.
     """
-    if hardware.compilation_cache and devices is None:
-        keep_compiled(hardware.compilation_cache)
+    if devices is None:
+        hardware.check_devices(jax.devices())
+        if hardware.compilation_cache:
+            keep_compiled(hardware.compilation_cache)
     mesh = make_mesh(hardware.data, hardware.fsdp, hardware.tensor, devices)
     decoder = Decoder(shape, DTYPES[dtype], hardware.attention, hardware.remat, hardware.unroll)
     check_divides(shape, mesh)

@@ -46,11 +46,6 @@ class Combination(NamedTuple):
     def name(self) -> str:
         return f"{self.recipe}-{self.hardware}" + ("-largest" if self.largest else "")
 
-    @property
-    def topology(self) -> str:
-        """Hardware files are called as the market calls their slices."""
-        return self.hardware.replace("_", "-")
-
 
 class Planned(NamedTuple):
     """plan.json, the peak memory of the process that wrote it, and the day on which it did."""
@@ -84,12 +79,11 @@ def command(combination: Combination, workdir: pathlib.Path) -> list[str]:
     flags = [
         f"--gin_file=recipes/{recipe}.gin",
         f"--gin_file=hardware/{name}.gin",
-        f"--gin.plan.topology={combination.topology}",
         f"--gin.plan.workdir={workdir}",
     ]
     if largest:
         hardware = config.build(Hardware, f"hardware/{name}.gin")
-        batch = hardware.per_device_batch * parse_slice(combination.topology).chips
+        batch = hardware.per_device_batch * parse_slice(hardware.topology).chips
         flags.append(f"--gin.train.global_batch={batch}")
     return [sys.executable, "-m", "pangu_tiny", "plan", *flags]
 

@@ -155,10 +155,14 @@ def take_turns(
             sys.exit(f"{name} did not start; see above")
         print(f"{name}: ready", file=sys.stderr)
     seconds = {name: [] for name in commands}
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
         for name, child in children.items():
             print(steps, file=child.stdin, flush=True)
             seconds[name].append(json.loads(child.stdout.readline()))
+        medians = (
+            f"{name} {statistics.median(taken[-1]):.3f} s" for name, taken in seconds.items()
+        )
+        print(f"round {number} of {rounds}: {', '.join(medians)}", file=sys.stderr)
     for child in children.values():
         child.stdin.close()
         child.wait()

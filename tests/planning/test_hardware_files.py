@@ -48,14 +48,16 @@ def test_there_are_files():
 @pytest.mark.parametrize("hardware", TPUS)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_lies_on_a_slice(recipe, hardware, monkeypatch):
-    """The file is called as the market calls the slice. That mesh, model and batch divide is what
+    """The file is called as its slice is. That mesh, model and batch divide is what
     laying them checks; that a program fits, tests/benchmarks/fits.py."""
     pytest.importorskip("libtpu")
     monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    where = parse_slice(hardware.replace("_", "-"))
+    bound = config.build(Hardware, f"hardware/{hardware}.gin")
+    assert bound.topology == hardware.replace("_", "-")
+    where = parse_slice(bound.topology)
     devices = devices_of(where)
     planned = lay(recipe, hardware, devices)
-    program, bound = planned.program, planned.program.hardware
+    program = planned.program
     assert len(devices) == planned.mesh.size == where.chips
     assert planned.mesh.shape["fsdp"] == 16 and planned.mesh.shape["tensor"] == 1
     assert planned.accumulation == 1 and planned.sequences == 1024

@@ -283,3 +283,11 @@ def test_mistakes_are_one_line(topology, said, tmp_path, capsys):
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
     assert not (tmp_path / "plan").exists()
+
+
+def test_a_slice_is_named_by_plan_or_by_hardware(tmp_path, capsys):
+    flags = [flag for flag in command(tmp_path / "plan", "") if "topology" not in flag]
+    assert cli.main(flags) == 2
+    assert "plan.topology is None, and so is Hardware.topology" in capsys.readouterr().err
+    assert cli.main([*flags, "--gin.Hardware.topology=v5e:2x2x2"]) == 2
+    assert "its shape is '2x2x2', expected one of 1x1" in capsys.readouterr().err
