@@ -5,12 +5,11 @@ import importlib
 import inspect
 import logging
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from pangu_tiny import config, workdir
-from pangu_tiny.errors import UserError, one_line
+from pangu_tiny.errors import Stopped, UserError, one_line
 
 
 class Stage(NamedTuple):
@@ -54,11 +53,12 @@ def find_stage(name: str) -> Callable[..., Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one stage. Exit codes: 0 done, 2 the user can mend it (one line says how), 130 ^C."""
+    """Runs one stage. Exit codes: 0 done, 2 the user can mend it (one line says how), 143 stopped
+    by SIGTERM or ^C and saved, 130 stopped by ^C, 1 anything else, such as another process lost."""
     options, bindings = _parse(sys.argv[1:] if argv is None else argv)
     logging.getLogger("absl").setLevel(logging.ERROR)  # libraries' warnings are not the user's
     try:
-        _run(options, bindings)
+        stopped = _run(options, bindings)
     except KeyboardInterrupt as error:
         return _end(options, error, 130)
     except (UserError, OSError) as error:
@@ -66,14 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             _end(options, error, 1, trace=True)
             raise
         print(f"pangu-tiny {options.stage}: {one_line(error)}", file=sys.stderr)
-        return _end(options, error, 2)
+        return _end(options, error, getattr(error, "code", UserError.code))
     except Exception as error:
         _end(options, error, 1, trace=True)
         raise
-    return 0
+    return Stopped.code if stopped else 0
 
 
-def _run(options: argparse.Namespace, bindings: list[tuple[str, str]]) -> None:
+def _run(options: argparse.Namespace, bindings: list[tuple[str, str]]) -> bool:
+    """Runs the stage; whether it was asked to stop and did, with more left to do."""
     devices = STAGES[options.stage].devices
     if devices == "all":
         _start_devices(options)
@@ -86,7 +87,7 @@ def _run(options: argparse.Namespace, bindings: list[tuple[str, str]]) -> None:
     stage = find_stage(options.stage)
     arguments, effective = config.arguments(stage)
     with workdir.running(effective):
-        stage(**arguments)
+        return getattr(stage(**arguments), "stopped", False)
 
 
 def _is_users(error: UserError | OSError) -> bool:
@@ -98,11 +99,9 @@ def _is_users(error: UserError | OSError) -> bool:
 def _end(options: argparse.Namespace, error: BaseException, code: int, trace: bool = False) -> int:
     """Tells the other processes of this run, if there are any, and does not come back then."""
     if STAGES[options.stage].devices == "all":
-        from pangu_tiny.topology import processes
+        from pangu_tiny.topology import ending
 
-        if trace and processes.several():
-            traceback.print_exception(error)
-        processes.end(error, code)
+        ending.end(error, code, trace)
     return code
 
 
@@ -162,8 +161,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str
 
 def _start_devices(options: argparse.Namespace) -> None:
     """Settles what must be settled before JAX starts."""
-    from pangu_tiny.topology import processes  # JAX, which prepare-data has no use for
+    from pangu_tiny.topology import joining  # JAX, which prepare-data has no use for
     from pangu_tiny.topology.host import keep_freed_memory
 
     keep_freed_memory()
-    processes.start(options.distributed, options.coordinator, options.processes, options.process)
+    joining.start(options.distributed, options.coordinator, options.processes, options.process)

@@ -11,7 +11,16 @@ from typing import Any
 
 class UserError(Exception):
     """A mistake in a file, binding, flag or folder; its text is one line naming what was found
-    and what was expected. The command line prints it without a stack trace and exits with 2."""
+    and what was expected. The command line prints it without a stack trace and exits with `code`.
+    """
+
+    code = 2
+
+
+class Stopped(UserError):
+    """SIGTERM or ^C asked a stage to stop, which saved what was done; the same command resumes."""
+
+    code = 143
 
 
 def one_line(error: BaseException) -> str:

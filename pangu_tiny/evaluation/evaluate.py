@@ -55,7 +55,7 @@ def evaluate(
     with jax.set_mesh(program.mesh):
         params = opened.params(program.param_shardings)
         with Progress("evaluate", data.count("held_out"), "row", shown=first()) as progress:
-            scored = score_held_out(program, params, data, progress=progress)
+            scored = score_held_out(program, params, data, came_back=progress.update)
     result = {
         "step": opened.about["step"],
         **_figures(data, scored),

@@ -8,7 +8,7 @@ from etils import epath
 
 from pangu_tiny import config
 from pangu_tiny.data.prepare_data import prepare_data
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import Stopped, UserError
 from pangu_tiny.evaluation.evaluate import evaluate
 from pangu_tiny.evaluation.generate import generate
 from pangu_tiny.reproduce.corpus import write_python_library
@@ -83,7 +83,7 @@ def reproduce(
     )
     trained = run("5/7 train-rounds", train_rounds, dataset=data, workdir=model)
     if trained.stopped or trained.step < trained.steps:
-        raise UserError(f"stopped at step {trained.step} of {trained.steps}; run again to resume")
+        raise Stopped(f"stopped at step {trained.step} of {trained.steps}; run again to resume")
     evaluated = os.fspath(folder / "evaluation")
     model = trained.checkpoint
     result = run("6/7 evaluate", evaluate, checkpoint=model, dataset=data, workdir=evaluated)

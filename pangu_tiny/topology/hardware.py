@@ -14,8 +14,6 @@ class Hardware:
     """How a model is laid out and computed; free to change when a run is resumed.
 
     Attributes:
-      topology: the TPU slice that the others are chosen for, as `slices.parse_slice` reads it, such
-        as v5e-256; None where they fit any machine.
       data, fsdp, tensor: sizes of the mesh axes; one may be −1, "what is left".
       per_device_batch: the largest number of sequences that one device takes at once; gradient
         accumulation follows from it and the global batch.
@@ -27,9 +25,10 @@ class Hardware:
       loss_chunk: tokens per device whose logits exist at one time.
       compilation_cache: folder in which compiled programs are kept, so that a run that is started
         again need not compile; None keeps none.
+      topology: the TPU slice that the others are chosen for, as `slices.parse_slice` reads it, such
+        as v5e-256; None where they fit any machine.
     """
 
-    topology: str | None = None
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
@@ -39,6 +38,7 @@ class Hardware:
     unroll: int = 1
     loss_chunk: int = 1024
     compilation_cache: str | None = None
+    topology: str | None = None
 
     def __post_init__(self):
         for name, least in (("per_device_batch", 1), ("loss_chunk", 1), ("unroll", 0)):

@@ -1,5 +1,6 @@
 """The held-out loss: of every row, or of rows that stand for all, and in bits per byte."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,6 @@ from pangu_tiny.data.loader import held_out_batches
 from pangu_tiny.program.batch import BatchLayout, most_scored_at_once
 from pangu_tiny.program.build import Program
 from pangu_tiny.program.feed import Feed
-from pangu_tiny.progress import Progress
 from pangu_tiny.topology.mesh import batch_shards
 from pangu_tiny.training.metrics import bits_per_byte
 
@@ -56,7 +56,7 @@ def score_held_out(
     params: dict[str, Any],
     dataset: TokenDataset,
     rows: int | None = None,
-    progress: Progress | None = None,
+    came_back: Callable[[int], Any] | None = None,
 ) -> HeldOut:
     """Scores rows of the held-out split, each once.
 
@@ -66,6 +66,7 @@ def score_held_out(
     Args:
       rows: how many; None is all. Fewer than all are the same ones each time, spread evenly over
         the split, so that every source and shard has its share of them to within one row.
+      came_back: called for each batch with the number of its rows.
     """
     row_ids = _spread(dataset.count("held_out"), rows)
     if not row_ids.size:
@@ -81,8 +82,8 @@ def score_held_out(
         scored.append(program.score(params, feed.place(local).rows_abt[0]))
         # Waits for the batch before the one in flight, so that no more than two are on the devices.
         jax.block_until_ready(scored[-2:-1])
-        if progress:
-            progress.update(min(at_once, len(row_ids) - at_once * (len(scored) - 1)))
+        if came_back:
+            came_back(min(at_once, len(row_ids) - at_once * (len(scored) - 1)))
     nats, targets = (
         np.concatenate(parts, dtype=np.float64)[: len(row_ids)]
         for parts in zip(*jax.device_get(scored), strict=True)

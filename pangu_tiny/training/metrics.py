@@ -2,7 +2,10 @@
 
 import json
 import math
+import shutil
+import tempfile
 import time
+import uuid
 from typing import Any
 
 import jax
@@ -45,60 +48,105 @@ def bits_per_byte(nats: float, text_bytes: int) -> float:
 
 
 class MetricsLog:
-    """`metrics.jsonl` and TensorBoard events; on a resumed run, what came later is dropped.
+    """`metrics/FIRST.jsonl`, the figures of the steps from FIRST to the next checkpoint, and
+    TensorBoard events of the same; on a resumed run, what came later is dropped.
 
     A line is appended where the folder is local. Objects of gs:// and the like cannot be appended
-    to: there `flush` writes the file anew, which for 7,500 lines (75,000 steps) is a megabyte.
+    to: there a file is written whole, with the checkpoint.
 
     Args:
       folder: the run's workdir.
       start: first step that this process will log.
-      tensorboard: whether to write events as well, where the folder is local.
+      tensorboard: whether to write events as well.
     """
 
     def __init__(self, folder: epath.Path, start: int, tensorboard: bool = True):
-        self._path = folder / "metrics.jsonl"
+        self._folder, self._first = folder / "metrics", start
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._local = "://" not in str(folder)
-        before = _read_lines(self._path) if self._path.exists() else []
-        self._lines = [json.dumps(line) for line in before if line["step"] < start]
-        self._write()
-        self._events = None
-        if tensorboard and self._local:
-            from tensorboardX import SummaryWriter
-
-            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        self._lines: list[str] = []
+        for first, path in _metrics_files(folder).items():
+            if first >= start:
+                path.unlink()
+        self._events = Events(folder / "tensorboard", start) if tensorboard else None
 
     def log(self, step: int, **figures: Any) -> None:
         """Adds a line for `step` (0 is the first)."""
         line = json.dumps({"step": step, "time": round(time.time(), 3), **figures})
+        self._lines.append(f"{line}\n")
         if self._local:
             with self._path.open("a") as file:
-                file.write(f"{line}\n")
-        else:
-            self._lines.append(line)
+                file.write(self._lines.pop())
         if self._events:
-            for name, value in figures.items():
-                if isinstance(value, int | float):
-                    self._events.add_scalar(name, value, step)
+            self._events.add(step, figures)
+
+    def flush(self, end: int) -> None:
+        """To be called with every checkpoint, of so many steps: a run that resumes from it finds
+        what came before."""
+        if self._lines:
+            write_atomically(self._path, "".join(self._lines))
+        self._first, self._lines = end, []
+        if self._events:
             self._events.flush()
 
-    def flush(self) -> None:
-        """To be called with every checkpoint: a run that resumes from it finds what came before."""
-        if not self._local:
-            self._write()
-
     def close(self) -> None:
-        self.flush()
+        self.flush(self._first)
         if self._events:
             self._events.close()
 
-    def _write(self) -> None:
-        write_atomically(self._path, "".join(f"{line}\n" for line in self._lines))
+    @property
+    def _path(self) -> epath.Path:
+        return self._folder / f"{self._first:09d}.jsonl"
+
+
+class Events:
+    """TensorBoard's; where the folder is not local, a file of them is copied there with every
+    checkpoint."""
+
+    def __init__(self, folder: epath.Path, start: int):
+        from tensorboardX import SummaryWriter
+
+        self._folder = folder if "://" in str(folder) else None
+        self._here = tempfile.mkdtemp() if self._folder else str(folder)
+        # Files of different checkpoints, begun within a second, must not have the same name.
+        self._make = lambda purge: SummaryWriter(
+            self._here, purge_step=purge, filename_suffix=f".{uuid.uuid4().hex[:8]}"
+        )
+        self._writer = self._make(start)
+
+    def add(self, step: int, figures: dict[str, Any]) -> None:
+        for name, value in figures.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def flush(self) -> None:
+        if self._folder:
+            self._writer.close()
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for file in epath.Path(self._here).iterdir():
+                (self._folder / file.name).write_bytes(file.read_bytes())
+                file.unlink()
+            self._writer = self._make(None)
+
+    def close(self) -> None:
+        self._writer.close()
+        if self._folder:
+            shutil.rmtree(self._here)
+
+
+def _metrics_files(folder: epath.Path) -> dict[int, epath.Path]:
+    """The files of `MetricsLog` below a folder, by their first step, in order."""
+    place = folder / "metrics"
+    paths = place.iterdir() if place.exists() else ()
+    found = {int(path.stem): path for path in paths if path.name[:1] != "."}
+    return dict(sorted(found.items()))
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
-    """All lines of a run's `metrics.jsonl`."""
-    return _read_lines(epath.Path(workdir) / "metrics.jsonl")
+    """All lines of a run's `metrics/`."""
+    files = _metrics_files(epath.Path(workdir)).values()
+    return [line for path in files for line in _read_lines(path)]
 
 
 def _read_lines(path: epath.Path) -> list[dict[str, Any]]:

@@ -238,7 +238,7 @@ def _run(
 
     def evaluate(state: TrainState, count: int) -> None:
         began = time.monotonic()
-        scored = score_held_out(program, state.params, data, watching.evaluate_rows)
+        scored = score_held_out(program, state.params, data, watching.evaluate_rows, watch.alive)
         if scored.targets.any():
             watch.log_held_out(count - 1, scored, time.monotonic() - began)
 

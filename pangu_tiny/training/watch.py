@@ -18,6 +18,7 @@ from pangu_tiny.progress import Progress
 from pangu_tiny.topology.processes import alone
 from pangu_tiny.training.held_out import HeldOut
 from pangu_tiny.training.metrics import MetricsLog, RowLosses, peak_flops
+from pangu_tiny.training.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,9 @@ class Watching:
       drop_moments: checkpoints that stay lose the moments of Adam, two thirds of their size, once
         they are not among the newest two. No run can resume from them, but a new one can start.
       save_minutes: minutes between checkpoints in any case.
+      watchdog_minutes: of several processes, minutes after which a step that does not come back
+        ends the run; 10 times the median step, if that is longer; None never. Chosen well above
+        what a checkpoint takes on the way to a bucket.
       tensorboard: whether to write TensorBoard events.
       profile_steps: [first, last] step to write a JAX profile of, into workdir/profile.
     """
@@ -44,12 +48,15 @@ class Watching:
     keep_every: int | None = None
     drop_moments: bool = False
     save_minutes: float = 15.0
+    watchdog_minutes: float | None = 10.0
     tensorboard: bool = True
     profile_steps: list[int] | None = None
 
     def __post_init__(self):
         for name in ("log_every", "evaluate_rows", "keep_every"):
             check_number(f"Watching.{name}", getattr(self, name), 1)
+        check_number("Watching.save_minutes", self.save_minutes, 0)
+        check_number("Watching.watchdog_minutes", self.watchdog_minutes, above=0)
         steps = self.profile_steps
         if steps is not None and (len(steps) != 2 or not 0 <= steps[0] <= steps[1]):
             raise UserError(f"Watching.profile_steps is {steps}, expected [first, last], from 0")
@@ -94,6 +101,7 @@ class Watch:
             self._progress = Progress("train", steps, "step", start) if self._leads else None
         self._last_step, self._last_time, self._waited = start, time.monotonic(), 0.0
         self._in_flight: tuple[int, Metrics] | None = None
+        self._watchdog = Watchdog(watching.watchdog_minutes)
         self.saving = self.stopping = False
 
     def started(self, step: int, metrics: Metrics, waited: float) -> None:
@@ -113,6 +121,7 @@ class Watch:
         step, metrics = self._in_flight
         self._in_flight = None
         metrics = jax.device_get(metrics)
+        self._watchdog.finished(step)
         if not metrics.finite and self._stop_nonfinite:
             raise self._not_finite(step, metrics)
         self.saving |= bool(metrics.requests[0])
@@ -124,12 +133,16 @@ class Watch:
                 if (step + 1) % self._log_every == 0 or step + 1 == self._steps:
                     self._log_step(step, metrics)
 
+    def alive(self, rows: int) -> None:
+        """To be called when held-out rows have come back."""
+        self._watchdog.alive()
+
     def flush(self, end: int) -> None:
         """Writes what was found out of the steps before `end`."""
         with alone() as leads:
             if leads:
                 self._losses.flush(end)
-                self._log.flush()
+                self._log.flush(end)
 
     def log_held_out(self, step: int, scored: HeldOut, seconds: float) -> None:
         """Takes a held-out loss; the seconds that it took are not those of the steps."""
@@ -179,6 +192,7 @@ class Watch:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self._watchdog.close()
         if self._leads:
             self._progress.close()
             self._log.close()

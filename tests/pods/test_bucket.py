@@ -69,8 +69,8 @@ def test_a_file_is_whole_or_not_at_all(folder, caplog):
 
 
 def test_figures_come_with_checkpoints(folder, monkeypatch):
-    """Not line by line, since each would write all lines again; and a run that goes on drops what
-    came later."""
+    """Not line by line, since each would write all lines again: each is written once, with
+    TensorBoard's events. A run that goes on drops what came later."""
     writes = []
 
     def write(path, content):
@@ -81,13 +81,18 @@ def test_figures_come_with_checkpoints(folder, monkeypatch):
     log = MetricsLog(folder, 0)
     log.log(0, loss=3.0)
     log.log(1, loss=2.0)
-    log.flush()
+    assert not read_metrics(str(folder)) and not (folder / "tensorboard").exists()
+    log.flush(2)
     assert [line["loss"] for line in read_metrics(str(folder))] == [3.0, 2.0]
     log.log(2, loss=1.0)
+    log.flush(3)
     log.close()
-    assert writes == [0, 2, 3]
-    MetricsLog(folder, 1)
-    assert [line["loss"] for line in read_metrics(str(folder))] == [3.0]
+    assert writes == [2, 1]
+    assert [line["loss"] for line in read_metrics(str(folder))] == [3.0, 2.0, 1.0]
+    events = [file.read_bytes() for file in (folder / "tensorboard").iterdir()]
+    assert len(events) == 2 and all(b"loss" in event for event in events)
+    MetricsLog(folder, 2)
+    assert [line["loss"] for line in read_metrics(str(folder))] == [3.0, 2.0]
 
 
 def test_losses_of_rows(folder):

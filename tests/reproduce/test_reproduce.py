@@ -87,7 +87,7 @@ def test_what_is_done_is_not_done_again(workdir, text, capsys):
     def done():
         shards = (workdir / "data").glob("*array_record*")
         written = {path.name: path.stat().st_mtime_ns for path in shards}
-        rounds = sorted((workdir / "model").glob("round_?/metrics.jsonl"))
+        rounds = sorted((workdir / "model").glob("round_?/metrics/*.jsonl"))
         assert len(rounds) == 2
         return [path.read_text() for path in rounds], written
 

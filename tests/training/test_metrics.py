@@ -43,11 +43,26 @@ def test_a_line_is_added_and_the_file_not_written_anew(tmp_path):
     """Else a run of n lines writes n² of them: the file stays the same one."""
     log = metrics.MetricsLog(epath.Path(tmp_path), 0, tensorboard=False)
     log.log(0, loss=1.0)
-    before = (tmp_path / "metrics.jsonl").stat().st_ino
+    [file] = (tmp_path / "metrics").iterdir()
+    before = file.stat().st_ino
     log.log(1, loss=0.5)
     log.close()
-    assert (tmp_path / "metrics.jsonl").stat().st_ino == before
+    assert file.stat().st_ino == before
     assert [line["loss"] for line in metrics.read_metrics(str(tmp_path))] == [1.0, 0.5]
+
+
+def test_figures_are_those_up_to_a_checkpoint(tmp_path):
+    """A run that goes on drops what came later, and keeps what came before."""
+    log = metrics.MetricsLog(epath.Path(tmp_path), 0, tensorboard=False)
+    for step in range(5):
+        log.log(step, loss=step)
+        if step in (1, 3):
+            log.flush(step + 1)
+    assert [line["step"] for line in metrics.read_metrics(str(tmp_path))] == [0, 1, 2, 3, 4]
+    again = metrics.MetricsLog(epath.Path(tmp_path), 2, tensorboard=False)
+    again.log(2, loss=7)
+    found = metrics.read_metrics(str(tmp_path))
+    assert [(line["step"], line["loss"]) for line in found] == [(0, 0), (1, 1), (2, 7)]
 
 
 def records(steps):
@@ -89,14 +104,13 @@ def test_no_row_losses_read_as_none(tmp_path):
 @pytest.mark.parametrize("line", ["", "\0\0", "[1]", '{"loss": 1.0}', '{"step": null}', '{"step"'])
 def test_a_damaged_line_of_figures_is_named(tmp_path, line):
     """But for one without an end, which a kill leaves."""
-    file = tmp_path / "metrics.jsonl"
+    file = tmp_path / "metrics" / "000000000.jsonl"
+    file.parent.mkdir()
     file.write_text(f'{{"step": 0}}\n{line}')
     assert metrics.read_metrics(str(tmp_path)) == [{"step": 0}]
     file.write_text(f'{{"step": 0}}\n{line}\n{{"step": 2}}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is damaged: "):
+    with pytest.raises(UserError, match=r"000000000\.jsonl:2 is damaged: "):
         metrics.read_metrics(str(tmp_path))
-    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is damaged: "):
-        metrics.MetricsLog(epath.Path(tmp_path), 3, tensorboard=False)
 
 
 @pytest.mark.parametrize(

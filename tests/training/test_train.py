@@ -105,7 +105,7 @@ def test_a_finished_run_does_nothing_and_compiles_nothing(copy, dataset):
     def content():
         return {
             path: path.read_bytes()
-            for folder in ("checkpoints", "row_losses", "metrics.jsonl")
+            for folder in ("checkpoints", "row_losses", "metrics")
             for path in [copy / folder, *(copy / folder).rglob("*")]
             if path.is_file()
         }
@@ -187,7 +187,7 @@ def test_a_resumed_run_drops_what_came_later(copy, dataset):
     """Figures and events of steps that are taken again must not be there twice; a line that a
     kill cut in half is none."""
     back_to(copy, 15)
-    with (copy / "metrics.jsonl").open("a") as file:
+    with (copy / "metrics" / "000000015.jsonl").open("a") as file:
         file.write('{"step": 19, "lo')
     run(dataset, copy, tensorboard=True)
     training, held_out = lines_of(copy)
