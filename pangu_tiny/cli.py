@@ -55,7 +55,7 @@ def find_stage(name: str) -> Callable[..., Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one stage. Exit codes: 0 done, 2 the user can mend it (one line says how), 143 stopped
     by SIGTERM or ^C and saved, 130 stopped by ^C, 1 anything else, such as another process lost."""
-    options, bindings = _parse(sys.argv[1:] if argv is None else argv)
+    options, bindings = parse(sys.argv[1:] if argv is None else argv)
     logging.getLogger("absl").setLevel(logging.ERROR)  # libraries' warnings are not the user's
     try:
         stopped = _run(options, bindings)
@@ -124,7 +124,8 @@ class _StageParser(_Parser):
         return f"{super().format_help()}\n{inspect.getdoc(stage)}\n\nbindings:\n{bindings}\n"
 
 
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]]]:
+    """The flags of a stage, and its bindings by name; exits where one is not known."""
     parser = _Parser(
         prog="pangu-tiny",
         description="The PanGu-π Pro recipe for tiny language models, stage by stage.",

@@ -17,6 +17,12 @@ class UserError(Exception):
     code = 2
 
 
+class Unreached(UserError):
+    """Other processes did not answer; the same command, given again, may find them."""
+
+    code = 1
+
+
 class Stopped(UserError):
     """SIGTERM or ^C asked a stage to stop, which saved what was done; the same command resumes."""
 

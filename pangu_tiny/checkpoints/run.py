@@ -57,7 +57,19 @@ class Writer:
             handlers.add(item, ocp.args.PyTreeSave, array_handler())
         handlers.add("about", ocp.args.JsonSave, AboutHandler())
         self._manager = ocp.CheckpointManager(folder, options=options, handler_registry=handlers)
-        self._drop_moments = drop_moments
+        self._keep_every, self._drop_moments = keep_every, drop_moments
+
+    def room(self, steps: int, state: TrainState) -> str:
+        """What the checkpoints of a run of so many steps will take, in a line."""
+        kept = len(range(self._keep_every, steps + 1, self._keep_every)) if self._keep_every else 0
+        whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9
+        params = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params)) / 1e9
+        each = params if self._drop_moments else whole
+        line = f"checkpoints of {whole:,.3g} GB, of which the newest {_NEWEST} are there"
+        if kept:
+            every = f"every {self._keep_every:,} steps"
+            line += f"; one of {each:,.3g} GB {every} stays, {kept:,} in all"
+        return f"{line}: at most {_NEWEST * whole + kept * each:,.3g} GB"
 
     def save(
         self, step: int, state: TrainState, about: dict[str, Any], tokenizer_bytes: bytes

@@ -7,6 +7,7 @@ from typing import Any
 from etils import epath
 from matplotlib.figure import Figure
 
+from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.page import page, paragraph, picture, section, table
 from pangu_tiny.rounds.forgetting import by_part, forgetting_section, seen_losses
 from pangu_tiny.rounds.scores import Scores
@@ -15,11 +16,11 @@ from pangu_tiny.workdir import read_json, write_atomically
 
 
 def write_report(
-    folder: epath.Path, result: dict[str, Any], samples: list[tuple[str, str]]
+    folder: epath.Path, dataset: str, result: dict[str, Any], samples: list[tuple[str, str]]
 ) -> epath.Path:
-    """Writes `report.html` from a recipe's folder, its evaluation and samples, each a prompt and
-    the text that begins with it."""
-    data = read_json(folder / "data" / "dataset.json")
+    """Writes `report.html` from a recipe's folder, its dataset, evaluation and samples, each a
+    prompt and the text that begins with it."""
+    data = TokenDataset.described(dataset).description
     path = folder / "report.html"
     write_atomically(path, _page(folder / "model", data, result, samples))
     return path
@@ -54,6 +55,8 @@ def _page(
         f"<pre><b>{html.escape(prompt)}</b>{html.escape(text[len(prompt) :])}</pre>"
         for prompt, text in samples
     )
+    how = paragraph("The prompt in bold, the continuation as the model drew it.")
+    drawn = [section("Samples", how, continued)] if samples else []
     return page(
         "A tiny language model",
         table(facts.items()),
@@ -68,11 +71,7 @@ def _page(
         ),
         section("Loss", picture(_curve(_all_metrics(rounds, steps), scores), "loss by step")),
         *_forgotten(model, rounds),
-        section(
-            "Samples",
-            paragraph("The prompt in bold, the continuation as the model drew it."),
-            continued,
-        ),
+        *drawn,
     )
 
 

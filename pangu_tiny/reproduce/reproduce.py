@@ -19,10 +19,14 @@ from pangu_tiny.text.sources import Text
 from pangu_tiny.topology import processes
 from pangu_tiny.vocabulary.compress_tokenizer import compress_tokenizer
 from pangu_tiny.vocabulary.count_tokens import count_tokens
+from pangu_tiny.workdir import absolute
 
 
 def reproduce(
-    workdir: str, text: Text | None = None, prompts: list[str] | None = None
+    workdir: str,
+    text: Text | None = None,
+    dataset: str | None = None,
+    prompts: list[str] | None = None,
 ) -> dict[str, Any]:
     """Cuts a tokenizer, prepares text, trains in rounds, evaluates, draws samples, and writes
     `report.html`.
@@ -33,25 +37,51 @@ def reproduce(
     Every stage takes its own bindings (`prepare_data.vocab_size`, `train.steps`, …) and writes a
     folder of its own below `workdir`; run again, the stages that are done are not done twice.
 
+    On several hosts the stages of text have to be done, and no samples are drawn.
+
     Args:
       workdir: the folder for everything.
       text: as prepare-data takes it; None is the library of this Python installation, so that
         nothing has to be downloaded.
+      dataset: rows that are prepared already, instead of text.
       prompts: beginnings that the model continues in the report.
     """
-    if processes.several():
-        raise UserError(
-            f"reproduce runs on one host, found {processes.count()} processes; on several, run "
-            f"prepare-data once, and then train and evaluate on all of them"
-        )
-    folder = epath.Path(workdir)
+    folder, started = absolute(workdir), time.monotonic()
+    if dataset is not None and text is not None:
+        raise UserError("reproduce.text and reproduce.dataset are bound, expected one of them")
+    if dataset is None:
+        if processes.several():
+            raise UserError(
+                f"reproduce.dataset is None, found {processes.count()} processes: on several hosts "
+                f"text has to be prepared before, by reproduce on one host or by prepare-data"
+            )
+        dataset = _prepare_text(folder, text)
+    model, evaluated = (os.fspath(folder / name) for name in ("model", "evaluation"))
+    trained = run("5/7 train-rounds", train_rounds, dataset=dataset, workdir=model)
+    if trained.stopped or trained.step < trained.steps:
+        raise Stopped(f"stopped at step {trained.step} of {trained.steps}; run again to resume")
+    model = trained.checkpoint
+    result = run("6/7 evaluate", evaluate, checkpoint=model, dataset=dataset, workdir=evaluated)
+    samples = []
+    if not processes.several():
+        print("\n7/7 generate")
+        for prompt in prompts or [""]:
+            samples.append((prompt, run("", generate, checkpoint=model, prompt=prompt)))
+    with processes.alone() as leads:
+        if leads:
+            report = write_report(folder, dataset, result, samples)
+            _tell(folder, report, model, dataset, result, time.monotonic() - started)
+    return result
+
+
+def _prepare_text(folder: epath.Path, text: Text | None) -> str:
+    """The stages of text; returns the dataset that they make."""
     folder.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
     if text is None:
         write_python_library(folder / "corpus.jsonl")
         text = os.fspath(folder / "corpus.jsonl")
-    big, counts, compact, data, model = (
-        os.fspath(folder / name) for name in ("big_data", "counts", "tokenizer", "data", "model")
+    big, counts, compact, data = (
+        os.fspath(folder / name) for name in ("big_data", "counts", "tokenizer", "data")
     )
     given, _ = config.arguments(prepare_data, text=text, workdir=big)
     reading = {name: value for name, value in given.items() if name == "text_key"}
@@ -81,25 +111,24 @@ def reproduce(
         tokenizer=f"{compact}/tokenizer.model",
         vocab_size=None,
     )
-    trained = run("5/7 train-rounds", train_rounds, dataset=data, workdir=model)
-    if trained.stopped or trained.step < trained.steps:
-        raise Stopped(f"stopped at step {trained.step} of {trained.steps}; run again to resume")
-    evaluated = os.fspath(folder / "evaluation")
-    model = trained.checkpoint
-    result = run("6/7 evaluate", evaluate, checkpoint=model, dataset=data, workdir=evaluated)
-    print("\n7/7 generate")
-    samples = []
-    for prompt in prompts or [""]:
-        samples.append((prompt, run("", generate, checkpoint=model, prompt=prompt)))
-    report = write_report(folder, result, samples)
+    return data
+
+
+def _tell(
+    folder: epath.Path,
+    report: epath.Path,
+    model: str,
+    dataset: str,
+    result: dict[str, Any],
+    seconds: float,
+) -> None:
     print(
         f"\n{result['bits_per_byte']:.3f} bits per byte on held-out documents; gzip -9 takes "
         f"{result['gzip_9_bits_per_byte']:.3f}, xz -9 {result['xz_9_bits_per_byte']:.3f}"
-        f"\nafter {time.monotonic() - started:.0f} s"
+        f"\nafter {seconds:.0f} s"
         f"\n  report       {report}"
         f"\n  checkpoint   {model}"
-        f"\n  data         {data}"
-        f"\n  tokenizer    {compact}/report.html"
+        f"\n  data         {dataset}"
         f"\n  TensorBoard  tensorboard --logdir {folder / 'model'}"
         f"\nMore text from it:"
         f"\n  pangu-tiny generate --gin.generate.checkpoint={model} --gin.generate.prompt='def '"
@@ -107,4 +136,3 @@ def reproduce(
         f"\n  pangu-tiny reproduce --gin_file=recipes/laptop.gin --gin.reproduce.text=PATH "
         f"--gin.reproduce.workdir=runs/mine"
     )
-    return result

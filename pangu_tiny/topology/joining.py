@@ -17,7 +17,7 @@ import jax
 from jax._src import cloud_tpu_init
 from jax._src.clusters import cloud_tpu_cluster
 
-from pangu_tiny.errors import UserError, check_number
+from pangu_tiny.errors import Unreached, UserError, check_number, reason
 from pangu_tiny.topology import ending
 from pangu_tiny.topology.processes import gather
 
@@ -49,13 +49,14 @@ def start(
             gather(None)  # refuses another number of processes, for which JAX would wait
             jax.devices()  # which all find together, so before one of them is refused
         except (RuntimeError, ValueError, OSError) as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            if found_by_jax and "be defined" in reason:
-                reason = (
+            kind = UserError if isinstance(error, ValueError) else Unreached
+            why = str(error).strip().partition("\n")[0] or type(error).__name__
+            if found_by_jax and "be defined" in why:
+                why = (
                     "JAX knows no cluster here (Cloud TPU, GKE, Slurm, Open MPI), expected "
                     "--coordinator=HOST:PORT, --processes and --process, or none of them"
                 )
-            raise UserError(f"{shown}: {reason}") from error
+            raise kind(f"{shown}: {why}") from error
     ending.watch_others()
 
 
@@ -65,8 +66,14 @@ def _told_by_platform() -> bool:
     if not cloud_tpu_init.running_in_cloud_tpu_vm:
         return False
     kinds = (cloud_tpu_cluster.GkeTpuCluster, cloud_tpu_cluster.GceTpuCluster)
-    found = next((kind for kind in kinds if kind.is_env_present()), None)
-    return found is not None and found.get_process_count() > 1
+    try:
+        found = next((kind for kind in kinds if kind.is_env_present()), None)
+        return found is not None and found.get_process_count() > 1
+    except OSError as error:
+        raise Unreached(
+            f"the metadata of this TPU host cannot be read, expected them, or --processes=1 where "
+            f"it is alone: {reason(error)}"
+        ) from error
 
 
 def _check(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -111,7 +118,7 @@ def _joining(flags: str) -> Iterator[None]:
             file=sys.stderr,
             flush=True,
         )
-        os._exit(2)
+        os._exit(Unreached.code)
 
     waiting = threading.Timer(
         10, lambda: print(f"{flags}: waiting for the other processes", file=sys.stderr, flush=True)

@@ -104,33 +104,39 @@ class Events:
     checkpoint."""
 
     def __init__(self, folder: epath.Path, start: int):
-        from tensorboardX import SummaryWriter
-
         self._folder = folder if "://" in str(folder) else None
         self._here = tempfile.mkdtemp() if self._folder else str(folder)
-        # Files of different checkpoints, begun within a second, must not have the same name.
-        self._make = lambda purge: SummaryWriter(
-            self._here, purge_step=purge, filename_suffix=f".{uuid.uuid4().hex[:8]}"
-        )
-        self._writer = self._make(start)
+        self._purged: int | None = start  # events from this step on, of a run that went further
+        self._writer: Any = None
 
     def add(self, step: int, figures: dict[str, Any]) -> None:
+        if self._writer is None:
+            from tensorboardX import SummaryWriter
+
+            # Files that are begun within a second must not have the same name.
+            suffix = f".{uuid.uuid4().hex[:8]}"
+            self._writer = SummaryWriter(
+                self._here, purge_step=self._purged, filename_suffix=suffix
+            )
+            self._purged = None
         for name, value in figures.items():
             if isinstance(value, int | float):
                 self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def flush(self) -> None:
-        if self._folder:
+        if self._folder and self._writer:
             self._writer.close()
+            self._writer = None
             self._folder.mkdir(parents=True, exist_ok=True)
             for file in epath.Path(self._here).iterdir():
                 (self._folder / file.name).write_bytes(file.read_bytes())
                 file.unlink()
-            self._writer = self._make(None)
 
     def close(self) -> None:
-        self._writer.close()
+        self.flush()
+        if self._writer:
+            self._writer.close()
         if self._folder:
             shutil.rmtree(self._here)
 

@@ -210,6 +210,7 @@ def _run(
     writer = Writer(folder / "checkpoints", watching.keep_every, watching.drop_moments)
     restored = writer.restore_latest(training.state)
     state = restored[0] if restored else start.state(program, training)
+    say(writer.room(loop["steps"], state))
     feed = Feed(training.layout)
     watch = Watch(
         folder,

@@ -4,14 +4,12 @@ import base64
 import functools
 import json
 import re
-import sysconfig
 
 import pytest
 from tiny_runs import prepare
 
 from pangu_tiny import cli
 from pangu_tiny.errors import UserError
-from pangu_tiny.reproduce.corpus import write_python_library
 from pangu_tiny.reproduce.reproduce import reproduce
 from pangu_tiny.rounds import train_rounds as rounds
 
@@ -104,31 +102,28 @@ def test_a_stopped_recipe_says_so_and_evaluates_nothing(workdir, text, monkeypat
     train = rounds.train
     stopped = functools.wraps(train)(lambda **given: train(**given)._replace(step=3))
     monkeypatch.setattr(rounds, "train", stopped)
-    assert cli.main(argv(text, workdir)) == 2
+    assert cli.main(argv(text, workdir)) == 143
     out, err = capsys.readouterr()
     assert err.endswith("pangu-tiny reproduce: stopped at step 3 of 6; run again to resume\n")
     assert "evaluate" not in out
 
 
-def test_several_hosts_run_the_stages_by_themselves(workdir, monkeypatch):
+def test_several_hosts_begin_with_rows(workdir, monkeypatch):
     """They would all prepare the same folder at once."""
     monkeypatch.setattr("pangu_tiny.topology.processes.count", lambda: 2)
-    with pytest.raises(UserError, match="reproduce runs on one host, found 2 processes"):
+    with pytest.raises(UserError, match=r"reproduce\.dataset is None, found 2 processes"):
         reproduce(str(workdir))
 
 
-def test_the_library_of_python_without_what_repeats_itself(tmp_path, monkeypatch):
-    library = tmp_path / "library"
-    for name in ("a.py", "json/b.py", "test/c.py", "json/tests/d.py", "encodings/e.py", "f.txt"):
-        (library / name).parent.mkdir(parents=True, exist_ok=True)
-        (library / name).write_text(f"# {name} größer\n")
-    (library / "empty.py").write_text("\n")
-    (library / "latin.py").write_bytes(b"# caf\xe9\n")
-    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(library)})
-    path = tmp_path / "corpus.jsonl"
-    write_python_library(path)
-    texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
-    assert texts == ["# a.py größer\n", "# json/b.py größer\n", "# caf\n"]
-    (library / "a.py").unlink()
-    write_python_library(path)
-    assert "a.py" in path.read_text(), "it is written once"
+def test_rows_may_be_given_instead_of_text(workdir, text, tmp_path, capsys):
+    """They come out as they do of the text."""
+    flags = [flag for flag in argv(text, tmp_path / "again") if "reproduce.text" not in flag]
+    flags.append(f"--gin.reproduce.dataset={workdir / 'data'}")
+    assert cli.main([*flags, f"--gin.reproduce.text={text}"]) == 2
+    assert "expected one of them" in capsys.readouterr().err
+    assert cli.main(flags) == 0
+    found, expected = (
+        json.loads((folder / "evaluation" / "evaluation.json").read_text())
+        for folder in (tmp_path / "again", workdir)
+    )
+    assert found == expected and not (tmp_path / "again" / "data").exists()
