@@ -66,7 +66,7 @@ class RoundIndex:
     def identity(self) -> dict[str, Any]:
         """JSON values: what they are drawn from, and a digest of the numbers themselves."""
         return {
-            "digest": digest_of(self.how, self.units.astype(np.int64)),
+            "digest": digest_of(self.how, self.units.astype(np.int64, copy=False)),
             "unit": self.unit,
             "round": vars(self.round),
         }
