@@ -78,7 +78,8 @@ get_slices() {
   undo=(delete)
   queued create "$name" --accelerator-type="${slice[accelerator]}" \
     --runtime-version="${slice[runtime]}" "${options[@]}" --async || {
-    undo=()
+    # An answer that was lost on its way may have been another one.
+    if [ "$(described state.state '' 2> /dev/null)" = '' ]; then undo=(); fi
     fail "${slice[slices]} × ${slice[accelerator]} was refused" 1
   }
   while true; do
@@ -109,14 +110,16 @@ install() {
 # The log of the first worker until the stage has ended; `outcome` is then its exit code, or what
 # happened to the slices.
 watch() {
-  local line state silent=0
+  local line number state silent=0 offline=''
   while true; do
     while IFS= read -r line || [ "$line" ]; do
-      printf '%s\n' "$line"
-      lines=$((lines + 1))
+      number=${line%%:*} # what gcloud asks for again after a broken connection was shown already
+      [[ $number =~ ^[0-9]+$ ]] && [ "$number" -gt "$lines" ] || continue
+      printf '%s\n' "${line#*:}"
+      lines=$number
     done < <(worker "follow $((lines + 1))" "${first[@]}")
     if state=$(worker state "${first[@]}"); then
-      silent=0
+      silent=0 offline=''
       [ -z "$dry_run" ] || state=0
       if [[ $state =~ ^[0-9]+$ ]]; then
         outcome=$state
@@ -125,12 +128,17 @@ watch() {
       pause 5
       continue
     fi
-    state=$(described state.state ACTIVE) || state=unknown
-    if [ "$state" != ACTIVE ] && [ "$state" != unknown ]; then
+    if ! state=$(described state.state ACTIVE); then # this machine is offline, not the worker
+      [ "$offline" ] || say "Google Cloud does not answer; waiting for it, $name goes on"
+      offline=yes
+      pause 30
+      continue
+    fi
+    if [ "$state" != ACTIVE ]; then
       outcome=$state
       return
     fi
-    silent=$((silent + 1))
+    silent=$((silent + 1)) offline=''
     if [ $silent -eq $tries ]; then
       say "worker 0/0 does not answer ($tries tries)"
       outcome=silent
@@ -188,12 +196,11 @@ start() {
     if patiently worker "start $bucket $mount $grace" "${everyone[@]}"; then
       undo=() following=yes
       watch
-      following=''
+      undo=(delete) following=''
     else
       blame "starting"
       outcome=silent
     fi
-    undo=(delete)
     case $outcome in
       0)
         say "done"

@@ -36,13 +36,15 @@ case $1 in
       --property=StandardOutput=append:"$PWD/log" --property=StandardError=append:"$PWD/log" \
       bash "$PWD/stage.sh"
     ;;
-  follow)
+  follow) # each line with its number
     pid=$(systemctl show pangu-tiny --property=MainPID --value)
-    if [ "$pid" -ne 0 ]; then
-      tail --lines=+"$2" --follow --pid="$pid" log
-    else
-      tail --lines=+"$2" log
-    fi
+    options=()
+    [ "$pid" -eq 0 ] || options=(--follow --pid="$pid")
+    number=$2
+    tail --lines=+"$2" "${options[@]}" log | while IFS= read -r line || [ "$line" ]; do
+      printf '%s:%s\n' "$number" "$line"
+      number=$((number + 1))
+    done
     ;;
   state) # "running" or the like, or the exit code; 255 where the machine has forgotten it
     state=$(systemctl show pangu-tiny --property=SubState --value)

@@ -1,15 +1,17 @@
 """The front door: `pangu-tiny STAGE --gin_file=F [--gin.NAME=VALUE …]`. Nothing else knows argv."""
 
 import argparse
+import contextlib
 import importlib
 import inspect
 import logging
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from pangu_tiny import config, workdir
-from pangu_tiny.errors import Stopped, UserError, one_line
+from pangu_tiny.errors import Stopped, Unreached, UserError, is_passing, one_line
 
 
 class Stage(NamedTuple):
@@ -61,12 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         stopped = _run(options, bindings)
     except KeyboardInterrupt as error:
         return _end(options, error, 130)
+    except _Terminated as error:
+        _say(options, error)
+        return _end(options, error, Stopped.code)
     except (UserError, OSError) as error:
         if options.debug or not _is_users(error):
             _end(options, error, 1, trace=True)
             raise
-        print(f"pangu-tiny {options.stage}: {one_line(error)}", file=sys.stderr)
-        return _end(options, error, getattr(error, "code", UserError.code))
+        _say(options, error)
+        kind = Unreached if is_passing(error) else UserError
+        return _end(options, error, (error if isinstance(error, UserError) else kind).code)
     except Exception as error:
         _end(options, error, 1, trace=True)
         raise
@@ -86,8 +92,38 @@ def _run(options: argparse.Namespace, bindings: list[tuple[str, str]]) -> bool:
     config.read(map(find_stage, likely_first), options.gin_file, bindings)
     stage = find_stage(options.stage)
     arguments, effective = config.arguments(stage)
-    with workdir.running(effective):
+    with _ending_by_sigterm(), workdir.running(effective):
         return getattr(stage(**arguments), "stopped", False)
+
+
+class _Terminated(BaseException):
+    """SIGTERM came where nothing but what is written already is to be kept."""
+
+
+@contextlib.contextmanager
+def _ending_by_sigterm() -> Iterator[None]:
+    """JAX took the signal for itself, and the first process of a container has no default for it;
+    where a stage saves on it, it takes it again."""
+
+    def end(*_: Any) -> NoReturn:
+        raise _Terminated("stopped by SIGTERM; the same command resumes")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _say(options: argparse.Namespace, error: BaseException) -> None:
+    """Says why a stage ends, and in which process, if there are several."""
+    where = ""
+    if STAGES[options.stage].devices == "all":
+        from pangu_tiny.topology import processes
+
+        if processes.several() and not isinstance(error, processes.Refused):
+            where = f"{processes.named()}: "
+    print(f"pangu-tiny {options.stage}: {where}{one_line(error)}", file=sys.stderr, flush=True)
 
 
 def _is_users(error: UserError | OSError) -> bool:

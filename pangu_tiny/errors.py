@@ -4,7 +4,9 @@ Any public function may raise it; docstrings name only errors that a caller can 
 """
 
 import contextlib
+import errno
 import math
+import os
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -18,7 +20,7 @@ class UserError(Exception):
 
 
 class Unreached(UserError):
-    """Other processes did not answer; the same command, given again, may find them."""
+    """Storage or other processes did not answer; the same command, given again, may find them."""
 
     code = 1
 
@@ -43,11 +45,33 @@ def reason(error: BaseException) -> str:
     return lines[0] if len(lines[0]) < 300 else f"{lines[0][:100]} … {lines[0][-200:]}"
 
 
+_LASTING = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE,
+    errno.ENFILE, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
+_PASSING = (
+    *map(os.strerror, (errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.ETIMEDOUT)),
+    *map(os.strerror, (errno.ECONNRESET, errno.ECONNREFUSED, errno.ENETUNREACH, errno.EPIPE)),
+    "UNAVAILABLE", "DEADLINE_EXCEEDED", "timed out", "Timeout",
+)  # fmt: skip
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether what storage raised may be gone at the next try: a network, a mount or a server
+    that does not answer, not a full disk or a folder without permission."""
+    while error.__cause__:
+        error = error.__cause__
+    if isinstance(error, OSError):
+        return error.errno is not None and error.errno not in _LASTING
+    return any(words in str(error) for words in _PASSING)
+
+
 @contextlib.contextmanager
 def failing_as(
     what: str, *kinds: type[BaseException], library: str = "", advice: str = ""
 ) -> Iterator[None]:
-    """Makes a `UserError` of what is raised within: 'WHAT: reason', and `advice` after it.
+    """Makes a `UserError` of what is raised within: 'WHAT: reason', and `advice` after it; an
+    `Unreached` where the same may go well the next time.
 
     Args:
       kinds: of errors; by default any. A `UserError` passes through, since it says all.
@@ -60,7 +84,8 @@ def failing_as(
         raise
     except kinds as error:
         why = f" ({library}: {reason(error)})" if library else f": {reason(error)}"
-        raise UserError(f"{what}{why}{advice}") from error
+        kind = Unreached if is_passing(error) else UserError
+        raise kind(f"{what}{why}{advice}") from error
 
 
 def check_one_of(name: str, value: Any, known: Collection[Any]) -> None:

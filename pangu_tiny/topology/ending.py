@@ -59,9 +59,11 @@ class Beats:
     def exchange(self) -> None:
         """Tells the others of this process, and hears of them."""
         self._number += 1
-        place = f"{KEYS}/beats/"
-        client().key_value_set(f"{place}{index():06d}", str(self._number), True)
-        found = dict(client().key_value_dir_get(place))
+        service, place = client(), f"{KEYS}/beats/"
+        if service is None:  # this process ends
+            return
+        service.key_value_set(f"{place}{index():06d}", str(self._number), True)
+        found = dict(service.key_value_dir_get(place))
         now = time.monotonic()
         for key, number in found.items():
             if self._told.get(key) != number:
@@ -107,7 +109,7 @@ def _beat(beats: Beats) -> None:
     while client() is not None:
         with contextlib.suppress(RuntimeError):
             beats.exchange()
-            if refused := refusal():
+            if client() and (refused := refusal()):
                 # Time for this process to notice by itself, unless it waits in a program on the
                 # mesh.
                 time.sleep(_ENDING_SECONDS)
@@ -170,6 +172,7 @@ def end(error: BaseException, code: int, trace: bool = False) -> None:
             if lost := _find_lost(_beats):
                 give_up(lost)
             refuse(f"{named()}: {one_line(error)}", code)
+            code = refusal().code
         if trace:
             traceback.print_exception(error)
         _leave(code)

@@ -21,7 +21,10 @@ from pangu_tiny.errors import Unreached, UserError, check_number, reason
 from pangu_tiny.topology import ending
 from pangu_tiny.topology.processes import gather
 
-_JOIN_SECONDS = 300  # within which all processes have to start
+_JOIN_SECONDS = 300
+"""Within which all processes have to start."""
+_SLICE_SECONDS = 2 * 3600
+"""The same where the platform starts them: another slice may have to be found first."""
 
 
 def start(
@@ -41,10 +44,11 @@ def start(
         return
     shown = " ".join(f"{flag}={value}" for flag, value in flags.items() if value is not None)
     shown = shown or ("--distributed" if found_by_jax else "processes of this TPU slice")
-    with _joining(shown):
+    patience = _JOIN_SECONDS if given or found_by_jax else _SLICE_SECONDS
+    with _joining(shown, patience):
         try:
             jax.distributed.initialize(
-                coordinator, processes, process, initialization_timeout=_JOIN_SECONDS + 60
+                coordinator, processes, process, initialization_timeout=patience + 60
             )
             gather(None)  # refuses another number of processes, for which JAX would wait
             jax.devices()  # which all find together, so before one of them is refused
@@ -107,13 +111,13 @@ def _check_port(coordinator: str, port: int) -> None:
 
 
 @contextlib.contextmanager
-def _joining(flags: str) -> Iterator[None]:
-    """Says that others are waited for; ends the process where they do not come, in one line,
-    before JAX does in many."""
+def _joining(flags: str, patience: int) -> Iterator[None]:
+    """Says that others are waited for; ends the process where they do not come within so many
+    seconds, in one line, before JAX does in many."""
 
     def give_up() -> None:
         print(
-            f"{flags}: after {_JOIN_SECONDS} s not all processes have come together at the "
+            f"{flags}: after {patience} s not all processes have come together at the "
             f"coordinator; is process 0 running there, and can all of them reach it?",
             file=sys.stderr,
             flush=True,
@@ -123,7 +127,7 @@ def _joining(flags: str) -> Iterator[None]:
     waiting = threading.Timer(
         10, lambda: print(f"{flags}: waiting for the other processes", file=sys.stderr, flush=True)
     )
-    late = threading.Timer(_JOIN_SECONDS, give_up)
+    late = threading.Timer(patience, give_up)
     for timer in (waiting, late):
         timer.daemon = True
         timer.start()

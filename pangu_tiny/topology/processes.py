@@ -163,8 +163,10 @@ def check_alike(facts: dict[str, Any], difference: Callable[[Any, Any, str, str]
 
 
 def refuse(line: str, code: int) -> None:
-    """Tells the other processes why this one ends, and with which exit code."""
-    client().key_value_set(f"{KEYS}/refused/{index():06d}", json.dumps([line, code]), True)
+    """Tells the other processes why this one ends, and with which exit code; what it told first
+    stands."""
+    with contextlib.suppress(RuntimeError):
+        client().key_value_set(f"{KEYS}/refused/{index():06d}", json.dumps([line, code]))
 
 
 def refusal() -> Refused | None:
@@ -172,4 +174,6 @@ def refusal() -> Refused | None:
     found = [json.loads(text) for _, text in sorted(client().key_value_dir_get(f"{KEYS}/refused/"))]
     if not found:
         return None
-    return Refused("; ".join(line for line, _ in found), min(code for _, code in found))
+    # What no user has to mend decides: a mistake may follow from it, not it from a mistake.
+    code = next((code for _, code in found if code != UserError.code), UserError.code)
+    return Refused("; ".join(line for line, _ in found), code)

@@ -77,5 +77,6 @@ def train_steps(
             if saves or watch.saving or watch.stopping:
                 run.save(state, count)
                 watch.saving, saved_at = False, time.monotonic()
+        watch.rest()
         run.finish()
         return count, anywhere(signals.received)

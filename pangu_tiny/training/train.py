@@ -234,8 +234,10 @@ def _run(
     tokenizer_bytes = data.tokenizer_bytes()
 
     def save(state: TrainState, count: int) -> None:
+        watch.rest()
         watch.flush(count)
         writer.save(count, state, {**about, "step": count, "next_batch": count}, tokenizer_bytes)
+        watch.alive()
 
     def evaluate(state: TrainState, count: int) -> None:
         began = time.monotonic()

@@ -133,9 +133,13 @@ class Watch:
                 if (step + 1) % self._log_every == 0 or step + 1 == self._steps:
                     self._log_step(step, metrics)
 
-    def alive(self, rows: int) -> None:
-        """To be called when held-out rows have come back."""
+    def alive(self, rows: int = 0) -> None:
+        """To be called when held-out rows, or anything but a step, have come back."""
         self._watchdog.alive()
+
+    def rest(self) -> None:
+        """To be called before checkpoints are waited for; until `alive`, steps are not."""
+        self._watchdog.rest()
 
     def flush(self, end: int) -> None:
         """Writes what was found out of the steps before `end`."""

@@ -4,6 +4,7 @@ Where one of them hangs, all others wait for it in the next program on the mesh,
 """
 
 import faulthandler
+import math
 import statistics
 import sys
 import threading
@@ -14,6 +15,7 @@ from pangu_tiny.topology import ending, processes
 
 _TIMES = 10
 _REMEMBERED = 100
+_LOOK_SECONDS = 1.0
 
 
 class Watchdog:
@@ -29,6 +31,7 @@ class Watchdog:
         self._durations: deque[float] = deque(maxlen=_REMEMBERED)
         self._sign: float | None = None
         self._step = 0
+        self._resting = False
         self._over = threading.Event()
 
     def finished(self, step: int) -> None:
@@ -42,19 +45,21 @@ class Watchdog:
     def alive(self) -> None:
         """To be called when other work on the mesh has come back."""
         if self._sign is not None:
-            self._sign = time.monotonic()
+            self._sign, self._resting = time.monotonic(), False
+
+    def rest(self) -> None:
+        """To be called before what has time limits of its own; until `alive` nothing is watched."""
+        self._resting = True
 
     def close(self) -> None:
         self._over.set()
 
     def _watch(self) -> None:
-        while True:
-            limit = max(self._least, _TIMES * statistics.median(list(self._durations) or [0.0]))
-            left = self._sign + limit - time.monotonic()
-            if left <= 0:
-                break
-            if self._over.wait(left):
+        limit = math.inf
+        while self._resting or time.monotonic() - self._sign < limit:
+            if self._over.wait(_LOOK_SECONDS):
                 return
+            limit = max(self._least, _TIMES * statistics.median(list(self._durations) or [0.0]))
         faulthandler.dump_traceback(sys.stderr)
         ending.give_up(
             f"{processes.named()}: what follows step {self._step} has not come back for "

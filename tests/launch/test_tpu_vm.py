@@ -19,7 +19,7 @@ DELETE = [f"{QUEUED} delete"]
 def tpu(machine):
     """With slices that come at the second look, and a stage that ends well."""
     machine.when("gcloud * describe *", "exit 1", "echo PROVISIONING", "echo ACTIVE")
-    machine.when("gcloud * --command=*worker.sh follow*", "echo step 1; echo step 2")
+    machine.when("gcloud * --command=*worker.sh follow*", "echo 1:step 1; echo 2:step 2")
     machine.when("gcloud * --command=*worker.sh state*", "echo 0")
     return machine
 
@@ -109,10 +109,17 @@ def test_a_stage_for_the_first_worker(tpu):
 
 def test_quota_refused(tpu):
     tpu.when("gcloud * create *", "echo 'Quota limit' >&2; exit 1")
+    tpu.when(STATE, "exit 1")
     done = tpu.run("tpu_vm.sh", *START)
     assert done.returncode == 1
     assert "Quota limit\ntpu_vm.sh: 1 × v5litepod-256 was refused\n" in done.stderr
-    assert called(tpu) == GET[:1] and tpu.is_clean()
+    assert called(tpu) == GET[:2] and tpu.is_clean()
+
+
+def test_slices_whose_creation_was_answered_to_nobody_are_deleted(tpu):
+    tpu.when("gcloud * create *", "exit 1")
+    done = tpu.run("tpu_vm.sh", *START)
+    assert done.returncode == 1 and called(tpu) == [*GET[:2], *DELETE]
 
 
 def test_failed_slices_are_deleted(tpu):
@@ -139,7 +146,18 @@ def test_a_crash_is_started_again_on_the_same_slices(tpu):
     # The second time, the connection was lost once.
     assert called(tpu) == [*GET, *RUN, "stop all", *RUN, *RUN[1:], *DELETE]
     follows = [word for call in tpu.calls for word in call if "worker.sh follow" in word]
-    assert [word.split()[-1] for word in follows] == ["1", "3", "5"]
+    assert [word.split()[-1] for word in follows] == ["1", "3", "3"]
+    assert done.stdout == "step 1\nstep 2\n", "what is sent again is not shown again"
+
+
+def test_an_outage_here_is_none_of_the_slices(tpu):
+    """The connection, and then Google Cloud itself, are not reached for a while."""
+    tpu.when("gcloud * --command=*worker.sh state*", *["exit 1"] * 5, "echo 0")
+    tpu.when(STATE, "exit 1", "echo ACTIVE", *["exit 1"] * 5, "echo ACTIVE")
+    done = tpu.run("tpu_vm.sh", *START)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Google Cloud does not answer; waiting for it, pro goes on") == 1
+    assert len(words_of(tpu, "create")) == len(words_of(tpu, "delete")) == 1
 
 
 def test_a_mistake_is_not_tried_again(tpu):
@@ -187,7 +205,7 @@ def test_interrupted_before_it_runs(tpu, verb):
 
 
 def test_interrupted_while_following(tpu):
-    tpu.when("gcloud * --command=*worker.sh follow*", "echo step 1; kill -INT 0; exit 1")
+    tpu.when("gcloud * --command=*worker.sh follow*", "echo 1:step 1; kill -INT 0; exit 1")
     done = tpu.run("tpu_vm.sh", *START)
     assert done.returncode == 130 and words_of(tpu, "delete") == []
     assert "--project=p --zone=us-west4-a follow pro" in done.stderr

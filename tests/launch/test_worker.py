@@ -54,8 +54,8 @@ def test_state(worker, state, told):
 def test_follow_goes_on_where_it_was(worker):
     (worker.home / "log").write_text("step 1\nstep 2\nstep 3\n")
     worker.when("systemctl show *MainPID*", "echo 0")
-    assert worker.worker("follow", "2") == "step 2\nstep 3\n"
+    assert worker.worker("follow", "2") == "2:step 2\n3:step 3\n"
     # A process that ends meanwhile: the log is shown to its end, and following ends with it.
     later = f"({shutil.which('sleep')} 0.2; echo step 4 >> {worker.home}/log) > /dev/null &"
     worker.when("systemctl show *MainPID*", f"{later}\necho $!")
-    assert worker.worker("follow", "3") == "step 3\nstep 4\n"
+    assert worker.worker("follow", "3") == "3:step 3\n4:step 4\n"

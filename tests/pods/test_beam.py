@@ -17,7 +17,7 @@ from pangu_tiny.workdir import read_json
 
 pytestmark = pytest.mark.pods
 
-FILES, GROUPS = 3, 8
+FILES, GROUPS = 3, 20
 WORDS = ["the", "cat", "sat", "größer", "世界", "ran\n", "away", "1234"]
 
 

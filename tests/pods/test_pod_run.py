@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import fsspec
 import numpy as np
 import pytest
 from etils import epath
@@ -22,8 +23,8 @@ from pangu_tiny.training.metrics import read_row_losses
 pytestmark = pytest.mark.simulation
 
 KILLS = 5
-TEACHER = {"depth": 3, "width": 32, "heads": 4, "ffn_width": 48, "vocab_size": 400}
-STUDENT = TEACHER | {"depth": 2, "width": 24, "heads": 2, "head_dim": 8, "vocab_size": 300}
+TEACHER = {"depth": 3, "width": 32, "heads": 4, "ffn_width": 48, "vocab_size": 320}
+STUDENT = TEACHER | {"depth": 2, "width": 24, "heads": 2, "head_dim": 8, "vocab_size": 280}
 TRAINING = {
     "train.dtype": "float32",
     "train.steps": 12,
@@ -52,7 +53,7 @@ def stages(there, mount):
     yield (
         "prepare-data",
         False,
-        of("prepare_data", **rows, vocab_size=400, workdir=f"{there}/big_data"),
+        of("prepare_data", **rows, vocab_size=320, workdir=f"{there}/big_data"),
     )
     yield (
         "count-tokens",
@@ -66,7 +67,7 @@ def stages(there, mount):
             "compress_tokenizer",
             counts=f"{mount}/counts",
             tokenizer=f"{mount}/big_data/tokenizer.model",
-            vocab_size=300,
+            vocab_size=280,
             workdir=f"{there}/compact",
         ),
     )
@@ -143,12 +144,10 @@ def stages(there, mount):
 
 
 def refresh(there, mount):
-    """What a mounted bucket shows: all that lies there, whole."""
-    for folder, _, names in epath.Path(there).walk():
-        for name in names:
-            file = mount / str(folder).removeprefix(there).lstrip("/") / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes((folder / name).read_bytes())
+    """What a mounted bucket shows: all that lies there."""
+    shutil.rmtree(mount, ignore_errors=True)
+    files, _ = fsspec.core.url_to_fs(there)
+    files.get(f"{there}/", f"{mount}/", recursive=True)
 
 
 class Job:
@@ -187,7 +186,6 @@ class Job:
                 self.told.append((stage, killed, codes))
                 print(self.told[-1], flush=True)
                 shutil.rmtree(logs)
-            shutil.rmtree(self.mount, ignore_errors=True)
             refresh(self.there, self.mount)
 
     def _wait(self, processes):

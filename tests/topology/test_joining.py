@@ -37,6 +37,11 @@ def start(processes=None, **environment):
     )
 
 
+def said(child):
+    """What it prints; where it waits for others in vain, the test fails."""
+    return child.communicate(timeout=120)[0]
+
+
 @pytest.fixture(autouse=True)
 def libtpu():
     """Without it JAX looks for no TPU host."""
@@ -47,24 +52,24 @@ def libtpu():
 def test_two_slices_find_one_another():
     shared = {"JAX_COORDINATOR_PORT": str(free_port()), "MEGASCALE_NUM_SLICES": "2"}
     children = [start(MEGASCALE_SLICE_ID=str(number), **shared) for number in (0, 1)]
-    assert [child.communicate()[0] for child in children] == ["2 [0, 1] 16\n"] * 2
+    assert [said(child) for child in children] == ["2 [0, 1] 16\n"] * 2
 
 
 @pytest.mark.pods
 def test_one_host_joins_nobody():
     """JAX would wait for ever."""
     child = start(MEGASCALE_NUM_SLICES="1")
-    assert child.communicate()[0] == "1 [0] 8\n"
+    assert said(child) == "1 [0] 8\n"
 
 
 @pytest.mark.pods
 def test_a_host_of_several_may_be_taken_alone():
     child = start(processes=1, MEGASCALE_NUM_SLICES="2")
-    assert child.communicate()[0] == "1 [0] 8\n"
+    assert said(child) == "1 [0] 8\n"
 
 
 @pytest.mark.pods
 def test_a_host_without_metadata_is_told():
     """A server that is not there: the port is closed."""
     child = start(GCE_METADATA_IP=f"127.0.0.1:{free_port()}")
-    assert child.communicate()[0].startswith("Unreached the metadata of this TPU host cannot be")
+    assert said(child).startswith("Unreached the metadata of this TPU host cannot be")
