@@ -7,6 +7,7 @@ for, or fails by, it tells as well.
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ from typing import NoReturn
 
 from jax._src import distributed
 
-from pangu_tiny.errors import one_line
+from pangu_tiny.errors import Unreached, one_line
 from pangu_tiny.topology.processes import (
     KEYS,
     POLL_SECONDS,
@@ -47,6 +48,7 @@ class Beats:
 
     Attributes:
       hosts: of all processes, in their order.
+      number: of exchanges that are done.
     """
 
     def __init__(self, hosts: Sequence[str]):
@@ -54,21 +56,21 @@ class Beats:
         now = time.monotonic()
         self._heard = dict.fromkeys(range(count()), now)
         self._told: dict[str, str] = {}
-        self._number = 0
+        self.number = 0
 
     def exchange(self) -> None:
         """Tells the others of this process, and hears of them."""
-        self._number += 1
         service, place = client(), f"{KEYS}/beats/"
         if service is None:  # this process ends
             return
-        service.key_value_set(f"{place}{index():06d}", str(self._number), True)
+        service.key_value_set(f"{place}{index():06d}", str(self.number), True)
         found = dict(service.key_value_dir_get(place))
         now = time.monotonic()
         for key, number in found.items():
             if self._told.get(key) != number:
                 self._heard[int(key.rpartition("/")[2])] = now
         self._told = found
+        self.number += 1
 
     def forgive(self) -> None:
         """To be called when this process itself was held up."""
@@ -132,10 +134,13 @@ def _guard(beats: Beats) -> None:
 
 def _find_lost(beats: Beats) -> str | None:
     """Which processes are lost; waits until each is heard of again, has told why it ends, or is."""
-    asked = time.monotonic()
+    # By the end of the second exchange from here on, what was told before now is heard.
+    asked, number = math.inf, beats.number + 2
     while beats.quiet_since(asked) and not refusal():
         if lost := beats.lost():
             return lost
+        if asked == math.inf and beats.number >= number:
+            asked = time.monotonic()
         time.sleep(POLL_SECONDS)
     return None
 
@@ -162,14 +167,14 @@ def end(error: BaseException, code: int, trace: bool = False) -> None:
     them with stack traces.
 
     Args:
-      error: by which this process failed; it may be that another one was lost.
+      error: by which this process failed; where its code is 1, another one may have been lost.
       trace: whether its stack trace is to be printed.
     """
     if not several():
         return
     with contextlib.suppress(RuntimeError):  # the service may be gone
         if not isinstance(error, Refused) and _beats:
-            if lost := _find_lost(_beats):
+            if code == Unreached.code and (lost := _find_lost(_beats)):
                 give_up(lost)
             refuse(f"{named()}: {one_line(error)}", code)
             code = refusal().code
