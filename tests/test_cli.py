@@ -1,6 +1,9 @@
 """The command line: one line and exit code 2 for a mistake, and an import without effects."""
 
 import contextlib
+import errno
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -199,6 +202,32 @@ def test_exit_codes(only_stage):
     only_stage(fail)
     with pytest.raises(ValueError, match="a bug"):
         cli.main(["generate"])
+
+
+def test_storage_that_does_not_answer_may_be_tried_again(only_stage, capsys):
+    """One line, but not the exit code of a mistake, after which nothing starts the stage again."""
+
+    def lose(_):
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", "/data/d")
+
+    only_stage(lose)
+    assert cli.main(["generate"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_sigterm_ends_a_stage(only_stage, capsys):
+    """In a container too, whose first process has no default for it. Nothing that a library catches
+    stops it, and afterwards the signal is what it was."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def wait(_):
+        with contextlib.suppress(Exception):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    only_stage(wait)
+    assert cli.main(["generate"]) == 143
+    assert capsys.readouterr().err.endswith("stopped by SIGTERM; the same command resumes\n")
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("text", ["Once upon a time", "-x", "a=b", "--gin.train.steps=3", "π"])
