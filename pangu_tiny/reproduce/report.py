@@ -2,39 +2,57 @@
 
 import html
 import itertools
+import json
 from typing import Any
 
 from etils import epath
 from matplotlib.figure import Figure
 
 from pangu_tiny.data.dataset import TokenDataset
+from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.page import page, paragraph, picture, section, table
 from pangu_tiny.rounds.forgetting import by_part, forgetting_section, seen_losses
 from pangu_tiny.rounds.scores import Scores
 from pangu_tiny.training.metrics import read_metrics
-from pangu_tiny.workdir import read_json, write_atomically
+from pangu_tiny.workdir import environment, read_json, write_atomically
 
 
 def write_report(
     folder: epath.Path, dataset: str, result: dict[str, Any], samples: list[tuple[str, str]]
 ) -> epath.Path:
-    """Writes `report.html` from a recipe's folder, its dataset, evaluation and samples, each a
-    prompt and the text that begins with it."""
+    """Writes `report.json` and `report.html` from a recipe's folder, its dataset, evaluation and
+    samples, each a prompt and the text that begins with it. Running again, or going on after an
+    interruption, gives the same `results`; what it was run on is apart from them."""
     data = TokenDataset.described(dataset).description
-    path = folder / "report.html"
-    write_atomically(path, _page(folder / "model", data, result, samples))
+    path, model = folder / "report.html", folder / "model"
+    count = sum(1 for _ in model.glob("round_*"))
+    rounds = [model / f"round_{number}" for number in range(1, count + 1)]
+    identities = [read_json(one / "identity.json") for one in rounds]
+    first = identities[0]
+    results = {
+        "model": first["model"],
+        "parameters": ModelShape(**first["model"]).parameters,
+        "dataset": first["dataset"],
+        "tokenizer": first["tokenizer"],
+        "steps": [one["steps"] for one in identities],
+        "tokens_a_step": first["global_batch"] * first["sequence_length"],
+        "evaluation": result,
+        "samples": [{"prompt": prompt, "text": text} for prompt, text in samples],
+    }
+    told = {"results": results, "run": environment()}
+    write_atomically(folder / "report.json", json.dumps(told, indent=2, ensure_ascii=False))
+    write_atomically(path, _page(model, data, identities, result, samples))
     return path
 
 
 def _page(
     model: epath.Path,
     data: dict[str, Any],
+    identities: list[dict[str, Any]],
     result: dict[str, Any],
     samples: list[tuple[str, str]],
 ) -> str:
-    count = sum(1 for _ in model.glob("round_*"))
-    rounds = [model / f"round_{number}" for number in range(1, count + 1)]
-    identities = [read_json(one / "identity.json") for one in rounds]
+    rounds = [model / f"round_{number}" for number in range(1, len(identities) + 1)]
     identity = identities[0]
     steps = [one["steps"] for one in identities]
     shape = ", ".join(f"{name} {value}" for name, value in identity["model"].items())

@@ -7,16 +7,18 @@ from typing import Any
 from etils import epath
 
 from pangu_tiny import config
+from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.prepare_data import prepare_data
-from pangu_tiny.errors import Stopped, UserError
+from pangu_tiny.errors import Stopped, UserError, check_number
 from pangu_tiny.evaluation.evaluate import evaluate
 from pangu_tiny.evaluation.generate import generate
 from pangu_tiny.reproduce.corpus import write_python_library
 from pangu_tiny.reproduce.report import write_report
-from pangu_tiny.rounds.stages import run
+from pangu_tiny.rounds.stages import run, settings
 from pangu_tiny.rounds.train_rounds import train_rounds
 from pangu_tiny.text.sources import Text
 from pangu_tiny.topology import processes
+from pangu_tiny.training.train import train
 from pangu_tiny.vocabulary.compress_tokenizer import compress_tokenizer
 from pangu_tiny.vocabulary.count_tokens import count_tokens
 from pangu_tiny.workdir import absolute
@@ -27,9 +29,10 @@ def reproduce(
     text: Text | None = None,
     dataset: str | None = None,
     prompts: list[str] | None = None,
+    max_epochs: float = 4.0,
 ) -> dict[str, Any]:
     """Cuts a tokenizer, prepares text, trains in rounds, evaluates, draws samples, and writes
-    `report.html`.
+    `report.html` and `report.json`.
 
     The big tokenizer is the one bound for prepare-data, or is trained there; text is prepared with
     it, counted, and prepared once more with what compress-tokenizer makes of it.
@@ -45,7 +48,10 @@ def reproduce(
         nothing has to be downloaded.
       dataset: rows that are prepared already, instead of text.
       prompts: beginnings that the model continues in the report.
+      max_epochs: how often the first round may go through all rows. Chosen because up to 4 times
+        the same text teaches hardly less than as much new text (arXiv 2305.16264).
     """
+    check_number("reproduce.max_epochs", max_epochs, above=0)
     folder, started = absolute(workdir), time.monotonic()
     if dataset is not None and text is not None:
         raise UserError("reproduce.text and reproduce.dataset are bound, expected one of them")
@@ -56,6 +62,7 @@ def reproduce(
                 f"text has to be prepared before, by reproduce on one host or by prepare-data"
             )
         dataset = _prepare_text(folder, text)
+    _check_epochs(dataset, max_epochs)
     model, evaluated = (os.fspath(folder / name) for name in ("model", "evaluation"))
     trained = run("5/7 train-rounds", train_rounds, dataset=dataset, workdir=model)
     if trained.stopped or trained.step < trained.steps:
@@ -72,6 +79,19 @@ def reproduce(
             report = write_report(folder, dataset, result, samples)
             _tell(folder, report, model, dataset, result, time.monotonic() - started)
     return result
+
+
+def _check_epochs(dataset: str, most: float) -> None:
+    """Refuses a first round that would go through the rows too often."""
+    training = settings(train, dataset=dataset, workdir="")
+    taken = training["steps"] * training["global_batch"]
+    rows = TokenDataset.described(dataset).count("train")
+    if taken > most * rows:
+        raise UserError(
+            f"train.steps × train.global_batch is {taken:,} rows, {taken / rows:.1f} times the "
+            f"{rows:,} of dataset {dataset}, expected at most reproduce.max_epochs, {most:g}: take "
+            f"more text, or fewer steps"
+        )
 
 
 def _prepare_text(folder: epath.Path, text: Text | None) -> str:

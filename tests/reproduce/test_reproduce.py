@@ -10,6 +10,7 @@ from tiny_runs import prepare
 
 from pangu_tiny import cli
 from pangu_tiny.errors import UserError
+from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.reproduce.reproduce import reproduce
 from pangu_tiny.rounds import train_rounds as rounds
 from pangu_tiny.training.train import Trained
@@ -66,6 +67,25 @@ def test_the_report_shows_what_was_measured(workdir):
     assert "<h2>Forgetting</h2>" in report and report.count("data:image/png") == 2
 
 
+def test_what_was_found_is_apart_from_what_it_was_run_on(workdir):
+    told = json.loads((workdir / "report.json").read_text())
+    results, measured = told["results"], workdir / "evaluation" / "evaluation.json"
+    assert results["evaluation"] == json.loads(measured.read_text())
+    assert results["steps"] == [6, 3] and results["tokens_a_step"] == 8 * 32
+    assert results["parameters"] == ModelShape(**results["model"]).parameters
+    assert [sample["prompt"] for sample in results["samples"]] == ["the <b>", "cat"]
+    assert told["run"]["versions"]["jax"] and str(workdir) not in json.dumps(results)
+
+
+def test_a_corpus_that_is_too_small_is_named(workdir, text, tmp_path, capsys):
+    flags = [flag for flag in argv(text, tmp_path / "again") if "reproduce.text" not in flag]
+    flags += [f"--gin.reproduce.dataset={workdir / 'data'}", "--gin.train.steps=1000"]
+    assert cli.main(flags) == 2
+    err = capsys.readouterr().err
+    assert "is 8,000 rows, " in err and "at most reproduce.max_epochs, 4: take more text" in err
+    assert not (tmp_path / "again").exists()
+
+
 def test_every_stage_leaves_its_effective_config(workdir):
     for stage, bound in (
         ("big_data", "prepare_data.vocab_size = 310"),
@@ -90,11 +110,15 @@ def test_what_is_done_is_not_done_again(workdir, text, capsys):
         assert len(rounds) == 2
         return [path.read_text() for path in rounds], written
 
-    before = done()
-    (workdir / "report.html").unlink()
+    def results():
+        return json.loads((workdir / "report.json").read_text())["results"]
+
+    before = done(), results()
+    for name in ("report.html", "report.json"):
+        (workdir / name).unlink()
     assert cli.main(argv(text, workdir)) == 0
     assert (workdir / "report.html").exists()
-    assert done() == before
+    assert (done(), results()) == before
     assert "bits per byte on held-out documents" in capsys.readouterr().out
 
 
