@@ -40,13 +40,15 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory, request):
-    """Compiled programs are kept, for child processes too (see `tiny_runs.start`), and for all
-    processes among which pytest shares the tests out."""
+    """Compiled programs are kept, for child processes too (see `tiny_runs.start`), for all
+    processes among which pytest shares the tests out, and in PANGU_TINY_COMPILED for later runs."""
     folder = tmp_path_factory.getbasetemp()
     if hasattr(request.config, "workerinput"):
         folder = folder.parent
     settings = {
-        "jax_compilation_cache_dir": str(folder / "compiled"),
+        "jax_compilation_cache_dir": os.environ.get(
+            "PANGU_TINY_COMPILED", str(folder / "compiled")
+        ),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
