@@ -145,8 +145,11 @@ def _metrics_files(folder: epath.Path) -> dict[int, epath.Path]:
     """The files of `MetricsLog` below a folder, by their first step, in order."""
     place = folder / "metrics"
     paths = place.iterdir() if place.exists() else ()
-    found = {int(path.stem): path for path in paths if path.name[:1] != "."}
-    return dict(sorted(found.items()))
+    files = [path for path in paths if path.name[:1] != "."]  # not what a kill left
+    for path in files:
+        if not (path.suffix == ".jsonl" and path.stem.isdecimal()):
+            raise UserError(f"{path} is not a file of figures, which are named FIRST.jsonl")
+    return dict(sorted((int(path.stem), path) for path in files))
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ class Watching:
       save_minutes: minutes between checkpoints in any case.
       watchdog_minutes: of several processes, minutes after which a step that does not come back
         ends the run; 10 times the median step, if that is longer; None never. Chosen well above
-        what a checkpoint takes on the way to a bucket.
+        what reading rows from a mount may be held up.
       tensorboard: whether to write TensorBoard events.
       profile_steps: [first, last] step to write a JAX profile of, into workdir/profile.
     """

@@ -65,6 +65,16 @@ def test_figures_are_those_up_to_a_checkpoint(tmp_path):
     assert [(line["step"], line["loss"]) for line in found] == [(0, 0), (1, 1), (2, 7)]
 
 
+def test_a_file_among_the_figures_is_named(tmp_path):
+    log = metrics.MetricsLog(epath.Path(tmp_path), 0, tensorboard=False)
+    log.log(0, loss=1.0)
+    (tmp_path / "metrics" / ".000000001.jsonl.0123.tmp").touch()
+    assert len(metrics.read_metrics(str(tmp_path))) == 1
+    (tmp_path / "metrics" / "notes.txt").touch()
+    with pytest.raises(UserError, match=r"notes\.txt is not a file of figures"):
+        metrics.read_metrics(str(tmp_path))
+
+
 def records(steps):
     return [(step, row) for step in steps for row in (0, 1)]
 
