@@ -116,11 +116,6 @@ def _check(value: Any, schema: Any, where: str) -> None:
         assert type(value) is schema, f"{where} is {value!r}"
 
 
-class _Answer:
-    def __init__(self, data: str):
-        self.data = data
-
-
 def read(text: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The JobSet and the ConfigMap, if there is one, of a manifest that is as it has to be."""
     *maps, job_set = yaml.safe_load_all(text)
@@ -129,6 +124,8 @@ def read(text: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
         _check(config_map, _CONFIG_MAP, "ConfigMap")
     client = kubernetes.client.ApiClient()
     for job in job_set["spec"]["replicatedJobs"]:
-        model = client.deserialize(_Answer(json.dumps(job["template"])), "V1JobTemplateSpec")
+        model = client.deserialize(
+            json.dumps(job["template"]), "V1JobTemplateSpec", "application/json"
+        )
         assert client.sanitize_for_serialization(model) == job["template"]
     return job_set, maps[0] if maps else None
