@@ -128,7 +128,12 @@ watch() {
       pause 5
       continue
     fi
-    if ! state=$(described state.state ACTIVE); then # this machine is offline, not the worker
+    if ! state=$(described state.state ACTIVE); then
+      if [[ $(described state.state '' 2>&1) == *NOT_FOUND* ]]; then
+        outcome=deleted
+        return
+      fi
+      # This machine is offline, not the worker.
       [ "$offline" ] || say "Google Cloud does not answer; waiting for it, $name goes on"
       offline=yes
       pause 30
@@ -205,6 +210,10 @@ start() {
       0)
         say "done"
         exit
+        ;;
+      deleted)
+        undo=()
+        fail "$name was deleted by somebody else" 1
         ;;
       2) fail "$name: the stage ended with a mistake to mend (exit code 2, see its last line)" ;;
       [0-9]*)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from pangu_tiny import config, workdir
-from pangu_tiny.errors import Stopped, Unreached, UserError, is_passing, one_line
+from pangu_tiny.errors import Stopped, UserError, kind_of, one_line
 
 
 class Stage(NamedTuple):
@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _end(options, error, 1, trace=True)
             raise
         _say(options, error)
-        kind = Unreached if is_passing(error) else UserError
-        return _end(options, error, (error if isinstance(error, UserError) else kind).code)
+        told = error if isinstance(error, UserError) else kind_of(error)
+        return _end(options, error, told.code)
     except Exception as error:
         _end(options, error, 1, trace=True)
         raise
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, bindings: list[tuple[str, str]]) -> bool:
-    """Runs the stage; whether it was asked to stop and did, with more left to do."""
+    """Runs the stage; whether a signal asked it to stop, and it saved and did."""
     devices = STAGES[options.stage].devices
     if devices == "all":
         _start_devices(options)

@@ -56,14 +56,17 @@ _PASSING = (
 )  # fmt: skip
 
 
-def is_passing(error: BaseException) -> bool:
-    """Whether what storage raised may be gone at the next try: a network, a mount or a server
-    that does not answer, not a full disk or a folder without permission."""
+def kind_of(error: BaseException) -> type[UserError]:
+    """`Unreached` where what storage raised may be gone at the next try: a network, a mount or a
+    server that does not answer; else, as for a full disk or a folder without permission,
+    `UserError`."""
     while error.__cause__:
         error = error.__cause__
     if isinstance(error, OSError):
-        return error.errno is not None and error.errno not in _LASTING
-    return any(words in str(error) for words in _PASSING)
+        passes = error.errno is not None and error.errno not in _LASTING
+    else:
+        passes = any(words in str(error) for words in _PASSING)
+    return Unreached if passes else UserError
 
 
 @contextlib.contextmanager
@@ -84,8 +87,7 @@ def failing_as(
         raise
     except kinds as error:
         why = f" ({library}: {reason(error)})" if library else f": {reason(error)}"
-        kind = Unreached if is_passing(error) else UserError
-        raise kind(f"{what}{why}{advice}") from error
+        raise kind_of(error)(f"{what}{why}{advice}") from error
 
 
 def check_one_of(name: str, value: Any, known: Collection[Any]) -> None:

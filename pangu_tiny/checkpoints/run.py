@@ -13,7 +13,7 @@ from pangu_tiny.checkpoints.checksums import AboutHandler, array_handler
 from pangu_tiny.checkpoints.quiet import hold_traces, ignore_leftovers, release_traces
 from pangu_tiny.checkpoints.read import committed_steps, numbered, restore, unreadable
 from pangu_tiny.checkpoints.write import chunk_by_layer
-from pangu_tiny.errors import Unreached, UserError, is_passing, reason
+from pangu_tiny.errors import UserError, kind_of, reason
 from pangu_tiny.program.step import TrainState
 from pangu_tiny.topology.processes import alone, from_first, gather, led, say
 
@@ -113,8 +113,8 @@ class Writer:
     def _failed(self, error: Exception) -> UserError:
         saved = committed_steps(self.folder)
         last = f"the last that was saved is step {saved[0]}" if saved else "none was saved yet"
-        kind = Unreached if is_passing(error) else UserError
-        return kind(f"a checkpoint could not be saved in {self.folder}, {last}: {reason(error)}")
+        said = f"a checkpoint could not be saved in {self.folder}, {last}: {reason(error)}"
+        return kind_of(error)(said)
 
     def restore_latest(self, target: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that can be read whole, laid out like `target`, and its `about`.

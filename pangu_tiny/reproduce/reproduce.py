@@ -142,6 +142,8 @@ def _tell(
     result: dict[str, Any],
     seconds: float,
 ) -> None:
+    tokenizer = folder / "tokenizer" / "report.html"
+    cut = f"\n  tokenizer    {tokenizer}" if tokenizer.exists() else ""
     print(
         f"\n{result['bits_per_byte']:.3f} bits per byte on held-out documents; gzip -9 takes "
         f"{result['gzip_9_bits_per_byte']:.3f}, xz -9 {result['xz_9_bits_per_byte']:.3f}"
@@ -149,6 +151,7 @@ def _tell(
         f"\n  report       {report}"
         f"\n  checkpoint   {model}"
         f"\n  data         {dataset}"
+        f"{cut}"
         f"\n  TensorBoard  tensorboard --logdir {folder / 'model'}"
         f"\nMore text from it:"
         f"\n  pangu-tiny generate --gin.generate.checkpoint={model} --gin.generate.prompt='def '"

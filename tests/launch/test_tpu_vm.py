@@ -160,6 +160,17 @@ def test_an_outage_here_is_none_of_the_slices(tpu):
     assert len(words_of(tpu, "create")) == len(words_of(tpu, "delete")) == 1
 
 
+def test_what_somebody_deleted_is_not_made_anew(tpu):
+    tpu.when("gcloud * --command=*worker.sh state*", "exit 1")
+    gone = "echo 'NOT_FOUND: Requested entity was not found' >&2; exit 1"
+    tpu.when(STATE, gone, "echo ACTIVE", gone)
+    done = tpu.run("tpu_vm.sh", *START)
+    assert done.returncode == 1 and "pro was deleted by somebody else" in done.stderr
+    assert len(words_of(tpu, "create")) == 1 and words_of(tpu, "delete") == []
+    done = tpu.run("tpu_vm.sh", *OPTIONS[:2], "follow", "no-such-job")
+    assert "ended: deleted" in done.stderr, "follow does not wait for ever"
+
+
 def test_a_mistake_is_not_tried_again(tpu):
     tpu.when("gcloud * --command=*worker.sh state*", "echo 2")
     done = tpu.run("tpu_vm.sh", *START)
