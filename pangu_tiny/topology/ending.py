@@ -5,6 +5,7 @@ lost, and the others end, in an order that lets each say which one it was. What 
 for, or fails by, it tells as well.
 """
 
+import atexit
 import contextlib
 import ctypes
 import math
@@ -61,8 +62,6 @@ class Beats:
     def exchange(self) -> None:
         """Tells the others of this process, and hears of them."""
         service, place = client(), f"{KEYS}/beats/"
-        if service is None:  # this process ends
-            return
         service.key_value_set(f"{place}{index():06d}", str(self.number), True)
         found = dict(service.key_value_dir_get(place))
         now = time.monotonic()
@@ -93,6 +92,7 @@ class Beats:
 
 _beats: Beats | None = None
 _giving_up = threading.Lock()
+_done = threading.Event()
 
 
 def watch_others() -> None:
@@ -102,34 +102,54 @@ def watch_others() -> None:
     _beats = Beats(gather(socket.gethostname()))
     if index():
         ctypes.CDLL(None).signal(signal.SIGABRT, _ABORTED)
-    for work in (_beat, _guard):
-        threading.Thread(target=work, args=(_beats,), daemon=True).start()
+    threads = [
+        threading.Thread(target=work, args=(_beats,), daemon=True) for work in (_beat, _guard)
+    ]
+    for thread in threads:
+        thread.start()
+    atexit.register(_stop_watching, threads)
+
+
+def _stop_watching(threads: Sequence[threading.Thread]) -> None:
+    """Ends the watch once all processes have done their work, before JAX's client goes and before
+    the interpreter does: a thread, or a handler, that outlives one of them crashes."""
+    try:
+        gather(None)
+    except Refused as refused:
+        _print(str(refused))
+        _leave(refused.code)
+    except RuntimeError:  # the service is gone, and the first process with it
+        give_up(f"{named(0, _beats.hosts[0])} is lost; {_MEND}")
+    _done.set()
+    for thread in threads:
+        thread.join()
+    ctypes.CDLL(None).signal(signal.SIGABRT, signal.SIG_DFL)
 
 
 def _beat(beats: Beats) -> None:
     """In a thread: where the first process hangs, this one does."""
-    while client() is not None:
+    while not _done.is_set():
         with contextlib.suppress(RuntimeError):
             beats.exchange()
-            if client() and (refused := refusal()):
+            if refused := refusal():
                 # Time for this process to notice by itself, unless it waits in a program on the
                 # mesh.
                 time.sleep(_ENDING_SECONDS)
                 _print(str(refused))
                 _leave(refused.code)
-        time.sleep(BEAT_SECONDS)
+        _done.wait(BEAT_SECONDS)
 
 
 def _guard(beats: Beats) -> None:
     """In a thread."""
     last = time.monotonic()
-    while client() is not None:
+    while not _done.is_set():
         if time.monotonic() - last > 5 * BEAT_SECONDS:
             beats.forgive()
         last = time.monotonic()
         if lost := beats.lost():
             give_up(lost)
-        time.sleep(BEAT_SECONDS / 2)
+        _done.wait(BEAT_SECONDS / 2)
 
 
 def _find_lost(beats: Beats) -> str | None:
