@@ -10,4 +10,4 @@ if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then
   shift
 fi
 source launch/environment.sh ""
-exec pangu-tiny reproduce --gin_file=recipes/laptop.gin --gin.reproduce.workdir="$workdir" "$@"
+exec pangu-tiny reproduce --gin_file=recipes/quickstart.gin --gin.reproduce.workdir="$workdir" "$@"

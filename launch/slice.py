@@ -18,6 +18,7 @@ try:
     from pangu_tiny import config
     from pangu_tiny.cli import STAGES, find_stage, parse
     from pangu_tiny.errors import UserError, one_line
+    from pangu_tiny.reproduce.rungs import SCOPES
     from pangu_tiny.topology.hardware import Hardware
     from pangu_tiny.topology.slices import Slice, parse_slice
 except ImportError as missing:
@@ -66,7 +67,7 @@ def _describe(argv: Sequence[str]) -> Iterator[str]:
     if any("\n" in word for word in argv):
         raise UserError("a flag has a line break in it, expected one line each")
     options, bindings = parse(argv)
-    config.read(map(find_stage, (options.stage, *STAGES)), options.gin_file, bindings)
+    config.read(map(find_stage, (options.stage, *STAGES)), options.gin_file, bindings, SCOPES)
     config.arguments(find_stage(options.stage))  # which refuses what the stage would refuse
     everywhere = STAGES[options.stage].devices == "all"
     yield f"workers={'all' if everywhere else 'first'}"

@@ -5,15 +5,17 @@ a parameter that is annotated with a dataclass (ModelShape, Optimizer, Hardware)
 bindings of that class, which are the same for all stages: there is one `Optimizer.learning_rate`.
 gin's parser reads the grammar: literals, macros (`NAME = 1`, `%NAME`),
 includes, and `%gin.REQUIRED` for what must still be given; nothing is ever called. On the command
-line, where a string is wanted, what begins with % or @ is text.
+line, where a string is wanted, what begins with % or @ is text. What is bound with a scope,
+`teacher/ModelShape.depth`, counts where that model is made, see `within`.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import pathlib
 import tokenize
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pangu_tiny
@@ -62,14 +64,17 @@ class _Reader(config_parser.ParserDelegate):
 T = typing.TypeVar("T")
 _REQUIRED = _Macro("gin.REQUIRED")
 _bindings: dict[str, _Bound] = {}  # by "stage.parameter"
+_scoped: dict[str, dict[str, _Bound]] = {}  # the same, by scope
 _macros: dict[str, _Bound] = {}
 _used: set[str] = set()  # macros that some value has named, be it overridden or not
+_STORES: tuple[Any, ...] = (_bindings, _scoped, _macros, _used)
 
 
 def read(
     stages: Iterable[Callable[..., Any]],
     gin_files: Sequence[str],
     bindings: Sequence[tuple[str, str]],
+    scopes: Sequence[str] = (),
 ) -> None:
     """Reads gin files and bindings; what was read before is forgotten.
 
@@ -79,11 +84,11 @@ def read(
       gin_files: paths, looked for in the current folder, then among the shipped files.
       bindings: (name, value) pairs that win over the files; a value that is not a gin literal of
         the type that is wanted is taken as a string, also %NAME and @NAME where a string is wanted.
+      scopes: those that may stand before a name.
     """
-    _bindings.clear()
-    _macros.clear()
-    _used.clear()
-    known = _Known(stages)
+    for store in _STORES:
+        store.clear()
+    known = _Known(stages, scopes)
     for path in gin_files:
         _read_file(path, known, f"--gin_file={path}", ())
     for name, value in bindings:
@@ -123,13 +128,35 @@ def build(target: type[T], *gin_files: str) -> T:
     def stage(built: Any) -> None: ...
 
     stage.__annotations__["built"] = target
-    stores: Any = (_bindings, _macros, _used)
-    before = [store.copy() for store in stores]
-    try:
+    with _restored():
         read([stage], gin_files, [])
         return arguments(stage)[0]["built"]
+
+
+@contextlib.contextmanager
+def within(scope: str, given: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Inside, what was bound with this scope wins over what was bound without one, and what is
+    given, by `stage.parameter`, over both."""
+    with _restored():
+        _bindings.update(_scoped.get(scope, {}))
+        for binding, value in (given or {}).items():
+            _bindings[binding] = _Bound(value, scope)
+        yield
+
+
+def has_scope(scope: str) -> bool:
+    """Whether anything was bound with it."""
+    return scope in _scoped
+
+
+@contextlib.contextmanager
+def _restored() -> Iterator[None]:
+    """Forgets at the end what was read inside."""
+    before = [store.copy() for store in _STORES]
+    try:
+        yield
     finally:
-        for store, held in zip(stores, before, strict=True):
+        for store, held in zip(_STORES, before, strict=True):
             store.clear()
             store.update(held)
 
@@ -152,9 +179,10 @@ def describe(target: Callable[..., Any]) -> list[str]:
 
 
 class _Known:
-    """Stages and the dataclasses that they take, by name."""
+    """Stages and the dataclasses that they take, by name; and scopes."""
 
-    def __init__(self, stages: Iterable[Callable[..., Any]]):
+    def __init__(self, stages: Iterable[Callable[..., Any]], scopes: Sequence[str]):
+        self.scopes = scopes
         self._stages = iter(stages)
         self._found: dict[str, Callable[..., Any]] = {}
 
@@ -229,8 +257,9 @@ def _statements(text: str) -> Iterator[Any]:
 
 
 def _bind(scope: str, selector: str, parameter: str, bound: _Bound, known: _Known) -> None:
-    if scope:
-        raise UserError(f"{bound.origin}: no stage reads the scope {scope!r}")
+    if scope and scope not in known.scopes:
+        expected = f"one of {', '.join(known.scopes)}" if known.scopes else "none"
+        raise UserError(f"{bound.origin}: unknown scope {scope!r}, expected {expected}")
     _used.update(_macros_in(bound.value))
     if not parameter:
         _macros[selector] = bound
@@ -256,7 +285,8 @@ def _bind(scope: str, selector: str, parameter: str, bound: _Bound, known: _Know
             f"{bound.origin}: {selector}.{parameter} cannot be bound itself, it is set by "
             f"{', '.join(f'{built.__name__}.{name}' for name in fields)}"
         )
-    _bindings[f"{selector}.{parameter}"] = bound
+    bindings = _scoped.setdefault(scope, {}) if scope else _bindings
+    bindings[f"{selector}.{parameter}"] = bound
 
 
 def _macros_in(value: Any) -> Iterator[str]:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import matplotlib
 from etils import epath
 from matplotlib.figure import Figure
 
@@ -44,10 +45,12 @@ def page(title: str, *sections: str) -> str:
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto }}
-table {{ border-collapse: collapse }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto;
+  padding: 0 1rem }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto }}
 td, th {{ padding: .2rem 1rem .2rem 0; vertical-align: top; text-align: left }}
-pre {{ background: #f4f4f4; padding: 1rem; white-space: pre-wrap }} img {{ max-width: 100% }}
+pre {{ background: #f4f4f4; padding: 1rem; white-space: pre-wrap }}
+img, svg {{ max-width: 100%; height: auto }}
 </style>
 <h1>{html.escape(title)}</h1>
 {"".join(sections)}
@@ -81,3 +84,12 @@ def picture(figure: Figure, description: str) -> str:
     figure.savefig(buffer, format="png", dpi=110)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
+
+
+def vector(figure: Figure) -> str:
+    """A figure as SVG, the same text each time it is drawn."""
+    with matplotlib.rc_context({"svg.hashsalt": "pangu_tiny", "svg.fonttype": "none"}):
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    drawn = buffer.getvalue()
+    return drawn[drawn.index("<svg") :]

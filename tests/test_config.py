@@ -12,6 +12,7 @@ from pangu_tiny import config
 from pangu_tiny.cli import STAGES, find_stage
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.reproduce.rungs import SCOPES
 from pangu_tiny.rounds.stages import settings
 
 
@@ -43,7 +44,7 @@ BASE = "bake.workdir = 'out'\nSizes.depth = 2\n"
 def read(tmp_path, text=BASE, *flags) -> dict[str, Any]:
     """What `bake` gets from a gin file with this text, and from flags."""
     (tmp_path / "a.gin").write_text(text, encoding="utf-8")
-    config.read([bake, serve], [str(tmp_path / "a.gin")], flags)
+    config.read([bake, serve], [str(tmp_path / "a.gin")], flags, ("big", "wide"))
     return config.arguments(bake)[0]
 
 
@@ -172,7 +173,7 @@ def test_any_text_survives_the_command_line_and_the_effective_config(tmp_path_fa
         ("steps = 3", "a.gin:3: %steps is used nowhere"),
         ("bake.steps = %steps", "a.gin:3: %steps has no value, expected steps = VALUE"),
         ("bake.steps = %n\nn = %m\nm = %n", "a.gin:3: %n stands for itself"),
-        ("small/bake.steps = 3", "a.gin:3: no stage reads the scope 'small'"),
+        ("small/bake.steps = 3", "a.gin:3: unknown scope 'small', expected one of big, wide"),
         ("import os", "a.gin:3: only bindings and includes"),
         ("include 'none.gin'", "a.gin:3: include 'none.gin': no such file"),
         ("bake.steps", "a.gin:3: Couldn't parse statement"),
@@ -204,7 +205,7 @@ def test_mistakes_in_a_file_are_named_with_their_line(tmp_path, line, named):
         (("boil.steps", "3"), "--gin.boil.steps=3: unknown name 'boil'"),
         (("bake.stepz", "3"), "--gin.bake.stepz=3: bake has no parameter 'stepz'"),
         (("steps", "3"), "--gin.steps=3: %steps is used nowhere"),
-        (("small/bake.steps", "3"), "--gin.small/bake.steps=3: no stage reads the scope 'small'"),
+        (("small/bake.steps", "3"), "--gin.small/bake.steps=3: unknown scope 'small'"),
         (("bake.steps", "%home"), "--gin.bake.steps=%home: %home has no value"),
         (("bake.steps", "@home"), "--gin.bake.steps=@home: bake.steps = @home: expected int"),
         (("bake.sizes", "small"), "--gin.bake.sizes=small: bake.sizes cannot be bound itself, i"),
@@ -248,13 +249,6 @@ def test_includes_are_bound_in_their_place(tmp_path):
 
 def test_shipped_files_are_found_by_their_short_name():
     config.read(map(find_stage, STAGES), ["models/pangu_pi_1b.gin", "hardware/cpu.gin"], [])
-
-
-@pytest.mark.parametrize(
-    "path", sorted(config.shipped_files().rglob("*.gin")), ids=lambda path: path.name
-)
-def test_every_shipped_file_reads(path):
-    config.read(map(find_stage, STAGES), [str(path)], [])
 
 
 @pytest.mark.parametrize("row", ["none", "l1", "l2", "taylor", "activation", "learned"])
@@ -323,6 +317,41 @@ def test_what_sets_a_parameter_that_is_built_is_named(tmp_path):
         config.read([brew], [], [("Sizes.depth", "5"), ("brew.sizes", "None")])
 
 
+def test_a_scope_wins_where_it_is_entered(tmp_path):
+    """Over what is bound without one, from files or flags; what is given wins over both."""
+    text = BASE + "n = 7\nbig/Sizes.depth = 9\nbig/bake.steps = %n\nwide/bake.steps = 5"
+    found = read(tmp_path, text, ("bake.steps", "4"), ("big/Sizes.ratio", "2"))
+    assert (found["sizes"], found["steps"]) == (Sizes(2), 4)
+    with config.within("big", {"bake.rate": 0.5}):
+        values, effective = config.arguments(bake)
+        assert (values["sizes"], values["steps"], values["rate"]) == (Sizes(9, 2.0), 7, 0.5)
+        assert "Sizes.depth = 9\n" in effective and "big" not in effective
+        with config.within("wide"):
+            assert config.arguments(bake)[0]["steps"] == 5
+        assert config.arguments(bake)[0]["steps"] == 7
+    assert config.arguments(bake)[0] == found
+    assert config.has_scope("big") and not config.has_scope("small")
+    read(tmp_path)
+    assert not config.has_scope("big")
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("big/bake.stepz = 3", "a.gin:3: bake has no parameter 'stepz'"),
+        ("big/boil.steps = 3", "a.gin:3: unknown name 'boil'"),
+    ],
+)
+def test_what_a_scope_binds_is_checked(tmp_path, line, named):
+    assert named in refusal(tmp_path, BASE + line)
+
+
+def test_a_value_of_a_scope_is_typed(tmp_path):
+    read(tmp_path, BASE + "big/bake.steps = 'x'")
+    with config.within("big"), pytest.raises(UserError, match=r"a\.gin:3: bake\.steps = 'x': ex"):
+        config.arguments(bake)
+
+
 def test_given_values_win_over_bindings(tmp_path):
     read(tmp_path, BASE + "bake.steps = 9")
     values, effective = config.arguments(bake, steps=4, sizes=Sizes(7))
@@ -334,7 +363,7 @@ def test_effective_config_gives_the_same_arguments_again(tmp_path):
     """With defaults written out, so that a later default changes nothing."""
     given = [("train.dataset", "d"), ("train.workdir", "w"), ("train.mixture", "{'a': 1}")]
     stages = list(map(find_stage, STAGES))
-    config.read(stages, ["recipes/laptop.gin"], [*given, ("reproduce.workdir", "r")])
+    config.read(stages, ["recipes/laptop.gin"], [*given, ("reproduce.workdir", "r")], SCOPES)
     values, effective = config.arguments(find_stage("train"))
     (tmp_path / "effective.gin").write_text(effective)
     config.read(stages, [str(tmp_path / "effective.gin")], [])

@@ -11,10 +11,10 @@ from pangu_tiny.errors import UserError, check_one_of
 from pangu_tiny.program.build import DTYPES, build
 from pangu_tiny.progress import Progress
 from pangu_tiny.topology.hardware import Hardware
-from pangu_tiny.topology.processes import alone, first, say
+from pangu_tiny.topology.processes import alone, first, from_first, say
 from pangu_tiny.topology.shared_workdir import claim_together
 from pangu_tiny.training.held_out import HeldOut, score_held_out
-from pangu_tiny.workdir import write_atomically
+from pangu_tiny.workdir import read_json, write_atomically
 
 
 def evaluate(
@@ -52,22 +52,26 @@ def evaluate(
             "dtype": dtype,
         },
     )
-    with jax.set_mesh(program.mesh):
-        params = opened.params(program.param_shardings)
-        with Progress("evaluate", data.count("held_out"), "row", shown=first()) as progress:
-            scored = score_held_out(program, params, data, came_back=progress.update)
-    result = {
-        "step": opened.about["step"],
-        **_figures(data, scored),
-        "sources": {
-            name: _figures(data, scored, name)
-            for name in data.sources
-            if held_out["sources"][name]["targets"]
-        },
-    }
-    with alone() as leads:
-        if leads:
-            write_atomically(folder / "evaluation.json", json.dumps(result, indent=2))
+    file = folder / "evaluation.json"
+    if from_first(file.exists):
+        result = read_json(file, "bits_per_byte", "sources")
+    else:
+        with jax.set_mesh(program.mesh):
+            params = opened.params(program.param_shardings)
+            with Progress("evaluate", data.count("held_out"), "row", shown=first()) as progress:
+                scored = score_held_out(program, params, data, came_back=progress.update)
+        result = {
+            "step": opened.about["step"],
+            **_figures(data, scored),
+            "sources": {
+                name: _figures(data, scored, name)
+                for name in data.sources
+                if held_out["sources"][name]["targets"]
+            },
+        }
+        with alone() as leads:
+            if leads:
+                write_atomically(file, json.dumps(result, indent=2))
     each = f", each of the {result['documents']:,} documents on its own"
     say(f"held-out: {_line(result, each)}")
     for name in data.sources if len(data.sources) > 1 else ():

@@ -1,95 +1,169 @@
-"""The report of a recipe: one HTML file with its figures, curve and samples inside."""
+"""The report of a recipe: one HTML file with its tables, plots and samples inside."""
 
 import html
 import itertools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 from matplotlib.figure import Figure
 
-from pangu_tiny.data.dataset import TokenDataset
-from pangu_tiny.model.shape import ModelShape
-from pangu_tiny.page import page, paragraph, picture, section, table
+from pangu_tiny.page import page, paragraph, picture, section, table, vector
+from pangu_tiny.reproduce.results import Results, shown, spread
+from pangu_tiny.reproduce.rungs import PROTOCOLS, RUNGS
 from pangu_tiny.rounds.forgetting import by_part, forgetting_section, seen_losses
 from pangu_tiny.rounds.scores import Scores
 from pangu_tiny.training.metrics import read_metrics
 from pangu_tiny.workdir import environment, read_json, write_atomically
 
 
-def write_report(
-    folder: epath.Path, dataset: str, result: dict[str, Any], samples: list[tuple[str, str]]
-) -> epath.Path:
-    """Writes `report.json` and `report.html` from a recipe's folder, its dataset, evaluation and
-    samples, each a prompt and the text that begins with it. Running again, or going on after an
-    interruption, gives the same `results`; what it was run on is apart from them."""
-    data = TokenDataset.described(dataset).description
-    path, model = folder / "report.html", folder / "model"
-    count = sum(1 for _ in model.glob("round_*"))
-    rounds = [model / f"round_{number}" for number in range(1, count + 1)]
-    identities = [read_json(one / "identity.json") for one in rounds]
-    first = identities[0]
-    results = {
-        "model": first["model"],
-        "parameters": ModelShape(**first["model"]).parameters,
-        "dataset": first["dataset"],
-        "tokenizer": first["tokenizer"],
-        "steps": [one["steps"] for one in identities],
-        "tokens_a_step": first["global_batch"] * first["sequence_length"],
-        "evaluation": result,
-        "samples": [{"prompt": prompt, "text": text} for prompt, text in samples],
-    }
-    told = {"results": results, "run": environment()}
+def write_report(folder: epath.Path, found: Results, last: epath.Path) -> None:
+    """Writes `report.json`, `report.html` and, of several rungs, the plot `ladder.svg`.
+
+    Args:
+      folder: of the recipe.
+      last: of the last rung's first model, whose training is shown.
+    """
+    told = {"results": found.results, "run": {"seconds": found.seconds, **environment()}}
     write_atomically(folder / "report.json", json.dumps(told, indent=2, ensure_ascii=False))
-    write_atomically(path, _page(model, data, identities, result, samples))
-    return path
+    sections = [_recipe(found)]
+    if len(found.rungs) > 1:
+        plot = vector(_ladder_plot(found))
+        write_atomically(folder / "ladder.svg", plot)
+        sections += [plot, *(_ladder(found, protocol) for protocol in found.protocols)]
+    else:
+        sections.append(_held_out(found))
+    if found.results["tuning"]:
+        sections.append(_tuning(found.results["tuning"]))
+    rounds = [last / f"round_{n}" for n in range(1, 1 + sum(1 for _ in last.glob("round_*")))]
+    sections += [_curves(found, rounds), *_forgotten(last, rounds), *_samples(found)]
+    write_atomically(folder / "report.html", page("Tiny language models", *sections))
 
 
-def _page(
-    model: epath.Path,
-    data: dict[str, Any],
-    identities: list[dict[str, Any]],
-    result: dict[str, Any],
-    samples: list[tuple[str, str]],
-) -> str:
-    rounds = [model / f"round_{number}" for number in range(1, len(identities) + 1)]
-    identity = identities[0]
-    steps = [one["steps"] for one in identities]
-    shape = ", ".join(f"{name} {value}" for name, value in identity["model"].items())
-    train = data["splits"]["train"]
-    facts = {
-        "model": shape,
-        "text": f"{train['bytes']:,} bytes in {train['documents']:,} documents, "
-        f"{train['tokens']:,} tokens",
-        "training": f"{' + '.join(f'{count:,}' for count in steps)} steps of "
-        f"{identity['global_batch']} × {identity['sequence_length']} tokens",
-    }
-    scores = {
-        "this model": result["bits_per_byte"],
-        "gzip -9": result["gzip_9_bits_per_byte"],
-        "xz -9": result["xz_9_bits_per_byte"],
-    }
-    continued = "".join(
-        f"<pre><b>{html.escape(prompt)}</b>{html.escape(text[len(prompt) :])}</pre>"
-        for prompt, text in samples
+def _recipe(found: Results) -> str:
+    """What it was made of."""
+    results = found.results
+    facts = {}
+    for name, text in results["text"].items():
+        facts[f"text, {name} tokenizer"] = (
+            f"{text['bytes']:,} bytes in {text['documents']:,} documents, {text['tokens']:,} "
+            f"tokens of {text['pieces']:,} pieces, {text['bytes_a_token']:.3f} bytes a token"
+        )
+    for rung, told in results["rungs"].items():
+        shape = ", ".join(f"{name} {value}" for name, value in told["model"].items())
+        facts[f"model {rung}"] = f"{told['parameters']:,} parameters: {shape}"
+    if teacher := results.get("teacher"):
+        tokens = teacher["tokens"]
+        cost = f"trained here on {tokens:,} tokens, in no budget below" if tokens else "as given"
+        facts["teacher"] = (
+            f"{teacher['parameters']:,} parameters, {cost}; {teacher['bits_per_byte']:.3f} bits "
+            f"per byte, what is cut out of it {teacher['bits_per_byte_after_the_cut']:.3f} before "
+            f"any training"
+        )
+    return table(facts.items())
+
+
+def _held_out(found: Results) -> str:
+    line, values = found.lines[found.protocols[0]][0], found.results["compressors"]
+    rows = {"this model": spread(line)} | {k: f"{v:.3f}" for k, v in values.items()}
+    return section("Held-out text", paragraph(_MEASURED), table(rows.items()))
+
+
+_MEASURED = (
+    "Bits per byte of documents that were kept out of all training; the compressors take each "
+    "document on its own. Lower is better."
+)
+_HOLDS = (
+    "A rung holds where its mean is not above that of the rung below by more than the larger half "
+    "of their ranges over seeds. Gains are over the rung below, seed by seed, with their 95 % "
+    "interval."
+)
+
+
+def _ladder(found: Results, protocol: str) -> str:
+    """The rungs side by side."""
+    sources = list(found.of_rung(found.rungs[0], protocol)[0]["sources"])
+    sources = sources if len(sources) > 1 else []
+    head = ("rung", "adds", "tokens", "bytes", "rate", "bits per byte", *sources, "gain", "holds")
+    rows = []
+    for line in found.lines[protocol]:
+        models = found.of_rung(line.rung, protocol)
+        first = models[0]
+        by_source = [
+            f"{sum(model['sources'][name] for model in models) / len(models):.3f}"
+            for name in sources
+        ]
+        gain = shown(*line.gain) if line.gain else ""
+        holds = {None: "", True: "yes", False: "no"}[line.holds]
+        rate = first["learning_rate"]
+        rows.append(
+            (
+                line.rung,
+                RUNGS[line.rung].adds,
+                f"{first['tokens'] / 1e6:,.2f}M",
+                f"{first['bytes'] / 1e6:,.2f}M",
+                "" if rate is None else f"{rate:g}",
+                spread(line),
+                *by_source,
+                gain,
+                holds,
+            )
+        )
+    seeds = ", ".join(map(str, found.seeds))
+    return section(
+        f"Protocol {protocol}: {PROTOCOLS[protocol]}",
+        paragraph(f"{_MEASURED} Means and half of the ranges over seeds {seeds}. {_HOLDS}"),
+        table(rows, head),
+        paragraph(f"{found.rungs[-1]}: {found.whole_gain(protocol)}."),
     )
-    how = paragraph("The prompt in bold, the continuation as the model drew it.")
-    drawn = [section("Samples", how, continued)] if samples else []
-    return page(
-        "A tiny language model",
-        table(facts.items()),
-        section(
-            "Held-out text",
-            paragraph(
-                f"Bits per byte over {result['documents']} documents of {result['bytes']:,} bytes"
-                " that were kept out of the training; the compressors take each document on its"
-                " own. Lower is better."
-            ),
-            table((name, f"{value:.3f}") for name, value in scores.items()),
+
+
+def _ladder_plot(found: Results) -> Figure:
+    """Every model, the means, and the compressors."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for place, (protocol, lines) in enumerate(found.lines.items()):
+        shift = 0.12 * (place - (len(found.lines) - 1) / 2)
+        color = f"C{place}"
+        places = [number + shift for number in range(len(lines))]
+        means = [line.mean for line in lines]
+        axes.plot(places, means, marker="o", ms=5, color=color, label=f"protocol {protocol}")
+        for at, line in zip(places, lines, strict=True):
+            for model in found.of_rung(line.rung, protocol):
+                axes.plot(at, model["bits_per_byte"], "_", ms=12, color=color)
+    for (name, value), style in zip(found.results["compressors"].items(), ("--", ":"), strict=True):
+        axes.axhline(value, ls=style, color="gray", label=name)
+    axes.set_xticks(range(len(found.rungs)), found.rungs)
+    axes.set(ylabel="held-out bits per byte")
+    axes.grid(alpha=0.3, axis="y")
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _tuning(tuning: Mapping[str, Mapping[float, float]]) -> str:
+    rates = list(next(iter(tuning.values())))
+    rows = []
+    for rung, tuned in tuning.items():
+        best = min(tuned, key=tuned.__getitem__)
+        edge = " (at the edge of the grid)" if best in (min(rates), max(rates)) else ""
+        rows.append((rung, *(f"{tuned[rate]:.3f}" for rate in rates), f"{best:g}{edge}"))
+    return section(
+        "Peak learning rates",
+        paragraph(
+            "Bits per byte by the peak rate, of protocol equal on a seed that is not reported."
         ),
-        section("Loss", picture(_curve(_all_metrics(rounds, steps), scores), "loss by step")),
-        *_forgotten(model, rounds),
-        *drawn,
+        table(rows, ("rung", *(f"{rate:g}" for rate in rates), "taken")),
+    )
+
+
+def _curves(found: Results, rounds: list[epath.Path]) -> str:
+    steps = [read_json(one / "identity.json")["steps"] for one in rounds]
+    metrics = _all_metrics(rounds, steps)
+    return section(
+        f"Training of {found.rungs[-1]}, seed {found.seeds[0]}",
+        paragraph(f"{' + '.join(f'{count:,}' for count in steps)} steps."),
+        picture(_curve(metrics, found.results["compressors"]), "loss by step"),
     )
 
 
@@ -111,7 +185,16 @@ def _forgotten(model: epath.Path, rounds: list[epath.Path]) -> list[str]:
     return [forgetting_section(by_part(scores, seen_losses(rounds[0], scores.round.batches)))]
 
 
-def _curve(metrics: list[dict[str, Any]], scores: dict[str, float]) -> Figure:
+def _samples(found: Results) -> list[str]:
+    how = paragraph("The prompt in bold, the continuation as the model drew it.")
+    drawn = [
+        f"<pre><b>{html.escape(prompt)}</b>{html.escape(text[len(prompt) :])}</pre>"
+        for prompt, text in found.samples
+    ]
+    return [section("Samples", how, *drawn)] if drawn else []
+
+
+def _curve(metrics: list[dict[str, Any]], compressors: Mapping[str, float]) -> Figure:
     """Training loss and held-out bits per byte by step."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss, held_out = figure.subplots(1, 2)
@@ -126,8 +209,8 @@ def _curve(metrics: list[dict[str, Any]], scores: dict[str, float]) -> Figure:
         ms=3,
         label="this model",
     )
-    for name, style in (("gzip -9", "--"), ("xz -9", ":")):
-        held_out.axhline(scores[name], ls=style, color="gray", label=name)
+    for (name, value), style in zip(compressors.items(), ("--", ":"), strict=True):
+        held_out.axhline(value, ls=style, color="gray", label=name)
     held_out.set(title="held-out text", xlabel="step", ylabel="bits per byte")
     held_out.legend()
     for axes in (loss, held_out):

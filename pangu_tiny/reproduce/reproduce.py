@@ -1,26 +1,25 @@
 """The stage `reproduce`: a whole recipe, from text to a report, in one command."""
 
-import os
-import time
 from typing import Any
 
 from etils import epath
 
-from pangu_tiny import config
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.prepare_data import prepare_data
-from pangu_tiny.errors import Stopped, UserError, check_number
-from pangu_tiny.evaluation.evaluate import evaluate
+from pangu_tiny.errors import UserError, check_number, check_one_of
 from pangu_tiny.evaluation.generate import generate
-from pangu_tiny.reproduce.corpus import write_python_library
+from pangu_tiny.reproduce.agenda import Step, run_steps
+from pangu_tiny.reproduce.ladder import Ladder, check_sizes, shape_of, trials_of
 from pangu_tiny.reproduce.report import write_report
+from pangu_tiny.reproduce.results import Results
+from pangu_tiny.reproduce.rows import Rows, prepare_text
+from pangu_tiny.reproduce.rungs import PROTOCOLS, RUNGS
+from pangu_tiny.reproduce.teacher import cut_teacher, find_teacher, tokenizer_of
+from pangu_tiny.reproduce.training import check_epochs, tokens_of, training_of
 from pangu_tiny.rounds.stages import run, settings
-from pangu_tiny.rounds.train_rounds import train_rounds
 from pangu_tiny.text.sources import Text
 from pangu_tiny.topology import processes
-from pangu_tiny.training.train import train
-from pangu_tiny.vocabulary.compress_tokenizer import compress_tokenizer
-from pangu_tiny.vocabulary.count_tokens import count_tokens
+from pangu_tiny.topology.shared_workdir import claim_together
 from pangu_tiny.workdir import absolute
 
 
@@ -28,17 +27,23 @@ def reproduce(
     workdir: str,
     text: Text | None = None,
     dataset: str | None = None,
+    teacher: str | None = None,
+    rungs: list[str] | None = None,
+    protocols: list[str] | None = None,
+    seeds: list[int] | None = None,
+    rates: list[float] | None = None,
+    tuning_seed: int = 0,
+    parameter_tolerance: float = 0.01,
     prompts: list[str] | None = None,
     max_epochs: float = 4.0,
 ) -> dict[str, Any]:
-    """Cuts a tokenizer, prepares text, trains in rounds, evaluates, draws samples, and writes
-    `report.html` and `report.json`.
+    """Makes the models of a recipe, and writes `report.html` and `report.json`.
 
-    The big tokenizer is the one bound for prepare-data, or is trained there; text is prepared with
-    it, counted, and prepared once more with what compress-tokenizer makes of it.
-
-    Every stage takes its own bindings (`prepare_data.vocab_size`, `train.steps`, …) and writes a
-    folder of its own below `workdir`; run again, the stages that are done are not done twice.
+    Cuts a tokenizer, prepares text in the big one and in the compact one, trains a teacher, ranks
+    and cuts it, trains in rounds, evaluates, and draws samples. Every stage takes its own bindings
+    (`prepare_data.vocab_size`, `train.steps`, …) and writes a folder of its own below `workdir`;
+    run again, the stages that are done are not done twice. What is bound with a scope
+    (`teacher/train.steps`, `plain/ModelShape.depth`) counts for the teacher, or for that rung.
 
     On several hosts the stages of text have to be done, and no samples are drawn.
 
@@ -46,116 +51,141 @@ def reproduce(
       workdir: the folder for everything.
       text: as prepare-data takes it; None is the library of this Python installation, so that
         nothing has to be downloaded.
-      dataset: rows that are prepared already, instead of text.
-      prompts: beginnings that the model continues in the report.
+      dataset: rows that are prepared already, instead of text; `train.checkpoint` is then what the
+        model starts from.
+      teacher: checkpoint of a big model of one's own, instead of the one that is trained here by
+        what is bound with the scope `teacher/`; its tokenizer is the big one.
+      rungs: which models are made, of plain, tokenizer, architecture, inheritance, rounds: each
+        adds a formula of the paper to the one before. None is `rounds`, the whole recipe.
+      protocols: "equal" gives every model `train.steps` steps, in all rounds together; "paper"
+        reads one corpus with each tokenizer, and adds the second round. None is "equal".
+      seeds: of each rung, of initialisation and order. None is 0.
+      rates: tries these peak learning rates for every rung, and takes the best; None takes those
+        that are bound.
+      tuning_seed: on which it tries them; none of `seeds`.
+      parameter_tolerance: how much the models may differ in parameters.
+      prompts: beginnings that the last model continues in the report.
       max_epochs: how often the first round may go through all rows. Chosen because up to 4 times
         the same text teaches hardly less than as much new text (arXiv 2305.16264).
     """
+    rungs, protocols = rungs or ["rounds"], protocols or ["equal"]
+    seeds = [0] if seeds is None else seeds
+    _check(rungs, protocols, seeds, rates, tuning_seed)
     check_number("reproduce.max_epochs", max_epochs, above=0)
-    folder, started = absolute(workdir), time.monotonic()
-    if dataset is not None and text is not None:
-        raise UserError("reproduce.text and reproduce.dataset are bound, expected one of them")
-    if dataset is None:
-        if processes.several():
-            raise UserError(
-                f"reproduce.dataset is None, found {processes.count()} processes: on several hosts "
-                f"text has to be prepared before, by reproduce on one host or by prepare-data"
-            )
-        dataset = _prepare_text(folder, text)
-    _check_epochs(dataset, max_epochs)
-    model, evaluated = (os.fspath(folder / name) for name in ("model", "evaluation"))
-    trained = run("5/7 train-rounds", train_rounds, dataset=dataset, workdir=model)
-    if trained.stopped or trained.step < trained.steps:
-        raise Stopped(f"stopped at step {trained.step} of {trained.steps}; run again to resume")
-    model = trained.checkpoint
-    result = run("6/7 evaluate", evaluate, checkpoint=model, dataset=dataset, workdir=evaluated)
-    samples = []
-    if not processes.several():
-        print("\n7/7 generate")
+    check_number("reproduce.parameter_tolerance", parameter_tolerance, 0, below=1)
+    check_sizes(rungs, parameter_tolerance)
+    folder, found = absolute(workdir), Results(rungs, protocols, seeds)
+    if dataset is not None:
+        _check_rows(text, teacher, rungs)
+        rows, start = Rows(None, dataset), None
+        steps: list[Step] = []
+        _check_epochs(rows, rungs, max_epochs)
+        length = TokenDataset.open(dataset).sequence_length
+    else:
+        length = settings(prepare_data, text="", workdir="")["sequence_length"]
+        steps, rows, start = _shared(folder, text, teacher, rungs, length, max_epochs, found)
+    claim_together(workdir, "reproduce", {})
+    ladder = Ladder(folder, rows, length, start, rates, tuning_seed)
+    steps += ladder.steps(rungs, protocols, seeds)
+    last = trials_of(rungs[-1], protocols, seeds)[0]
+
+    def draw() -> None:
         for prompt in prompts or [""]:
-            samples.append((prompt, run("", generate, checkpoint=model, prompt=prompt)))
+            checkpoint = ladder.found[last]["checkpoint"]
+            text = run("", generate, checkpoint=checkpoint, prompt=prompt)
+            found.samples.append((prompt, text))
+
+    if not processes.several():
+        steps.append(Step("samples", draw))
+    found.seconds = run_steps(steps, folder)
     with processes.alone() as leads:
         if leads:
-            report = write_report(folder, dataset, result, samples)
-            _tell(folder, report, model, dataset, result, time.monotonic() - started)
-    return result
+            found.gather(ladder, rows)
+            write_report(folder, found, ladder.model_of(last))
+            print(f"\n{found.told(folder, ladder, last)}")
+    return found.results
 
 
-def _check_epochs(dataset: str, most: float) -> None:
-    """Refuses a first round that would go through the rows too often."""
-    training = settings(train, dataset=dataset, workdir="")
-    taken = training["steps"] * training["global_batch"]
-    rows = TokenDataset.described(dataset).count("train")
-    if taken > most * rows:
+def _check(
+    rungs: list[str],
+    protocols: list[str],
+    seeds: list[int],
+    rates: list[float] | None,
+    tuning_seed: int,
+) -> None:
+    for rung in rungs:
+        check_one_of("reproduce.rungs", rung, RUNGS)
+    for protocol in protocols:
+        check_one_of("reproduce.protocols", protocol, PROTOCOLS)
+    if rungs != [rung for rung in RUNGS if rung in rungs]:
         raise UserError(
-            f"train.steps × train.global_batch is {taken:,} rows, {taken / rows:.1f} times the "
-            f"{rows:,} of dataset {dataset}, expected at most reproduce.max_epochs, {most:g}: take "
-            f"more text, or fewer steps"
+            f"reproduce.rungs is {rungs}, expected each once, in the order {', '.join(RUNGS)}"
+        )
+    for seed in seeds:
+        check_number("reproduce.seeds", seed, 0)
+    if not seeds or len({*seeds}) < len(seeds):
+        raise UserError(f"reproduce.seeds is {seeds}, expected different ones")
+    for rate in rates or []:
+        check_number("reproduce.rates", rate, above=0)
+    if rates and tuning_seed in seeds:
+        raise UserError(
+            f"reproduce.tuning_seed is {tuning_seed}, expected none of reproduce.seeds: what rates "
+            f"are chosen by is not reported"
         )
 
 
-def _prepare_text(folder: epath.Path, text: Text | None) -> str:
-    """The stages of text; returns the dataset that they make."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if text is None:
-        write_python_library(folder / "corpus.jsonl")
-        text = os.fspath(folder / "corpus.jsonl")
-    big, counts, compact, data = (
-        os.fspath(folder / name) for name in ("big_data", "counts", "tokenizer", "data")
-    )
-    given, _ = config.arguments(prepare_data, text=text, workdir=big)
-    reading = {name: value for name, value in given.items() if name == "text_key"}
-    run("1/7 prepare-data, with the big tokenizer", prepare_data, text=text, workdir=big)
-    run(
-        "2/7 count-tokens",
-        count_tokens,
-        workdir=counts,
-        dataset=big,
-        text=None,
-        tokenizer=None,
-    )
-    run(
-        "3/7 compress-tokenizer",
-        compress_tokenizer,
-        workdir=compact,
-        counts=counts,
-        tokenizer=f"{big}/tokenizer.model",
-        text=text,
-        **reading,
-    )
-    run(
-        "4/7 prepare-data, with the compact tokenizer",
-        prepare_data,
-        text=text,
-        workdir=data,
-        tokenizer=f"{compact}/tokenizer.model",
-        vocab_size=None,
-    )
-    return data
+def _check_rows(text: Text | None, teacher: str | None, rungs: list[str]) -> None:
+    """What goes with rows that are prepared already."""
+    if text is not None:
+        raise UserError("reproduce.text and reproduce.dataset are bound, expected one of them")
+    if teacher is not None:
+        raise UserError(
+            "reproduce.teacher goes with text; with reproduce.dataset, give what is cut out of it "
+            "as train.checkpoint"
+        )
+    if "plain" in rungs:
+        raise UserError("rung plain takes rows of the big tokenizer, expected no reproduce.dataset")
 
 
-def _tell(
+def _shared(
     folder: epath.Path,
-    report: epath.Path,
-    model: str,
-    dataset: str,
-    result: dict[str, Any],
-    seconds: float,
-) -> None:
-    tokenizer = folder / "tokenizer" / "report.html"
-    cut = f"\n  tokenizer    {tokenizer}" if tokenizer.exists() else ""
-    print(
-        f"\n{result['bits_per_byte']:.3f} bits per byte on held-out documents; gzip -9 takes "
-        f"{result['gzip_9_bits_per_byte']:.3f}, xz -9 {result['xz_9_bits_per_byte']:.3f}"
-        f"\nafter {seconds:.0f} s"
-        f"\n  report       {report}"
-        f"\n  checkpoint   {model}"
-        f"\n  data         {dataset}"
-        f"{cut}"
-        f"\n  TensorBoard  tensorboard --logdir {folder / 'model'}"
-        f"\nMore text from it:"
-        f"\n  pangu-tiny generate --gin.generate.checkpoint={model} --gin.generate.prompt='def '"
-        f"\nThe same on text of your own (.txt, .jsonl, .parquet, a folder of them):"
-        f"\n  pangu-tiny reproduce --gin_file=recipes/laptop.gin --gin.reproduce.text=PATH "
-        f"--gin.reproduce.workdir=runs/mine"
+    text: Text | None,
+    checkpoint: str | None,
+    rungs: list[str],
+    length: int,
+    max_epochs: float,
+    found: Results,
+) -> tuple[list[Step], Rows, str | None]:
+    """The stages that come before the models: of text, and of the teacher, if a rung inherits."""
+    if processes.several():
+        raise UserError(
+            f"reproduce.dataset is None, found {processes.count()} processes: on several hosts "
+            f"text has to be prepared before, by reproduce on one host or by prepare-data"
+        )
+    heirs = [rung for rung in rungs if RUNGS[rung].inherits]
+    teacher = find_teacher(folder, checkpoint, shape_of(heirs[0])) if heirs else None
+    readers = [shape_of("plain")] if "plain" in rungs else []
+    readers += [teacher.shape] if teacher else []
+    first, tokenizer = tokenizer_of(teacher, folder) if teacher else ([], None)
+    trained = ["teacher"] if teacher and not teacher.opened else []
+    steps, rows = prepare_text(
+        folder,
+        text,
+        big_vocab=max((shape.vocab_size for shape in readers), default=None),
+        given_tokenizer=tokenizer,
+        check=lambda rows: _check_epochs(rows, [*trained, *rungs], max_epochs),
     )
+    if not teacher:
+        return steps, rows, None
+    found.teacher = teacher.shape
+    found.teacher_tokens = tokens_of(training_of("teacher"), length) if trained else None
+    more, start = cut_teacher(folder, teacher, rows, length, found.evaluated)
+    return first + steps + more, rows, start
+
+
+def _check_epochs(rows: Rows, scopes: list[str], most: float) -> None:
+    """Checks the trainings of rungs, and of the teacher, on their rows."""
+    for scope in scopes:
+        compact = scope in RUNGS and RUNGS[scope].compact
+        if (dataset := rows.compact if compact else rows.big) is not None:
+            check_epochs(scope, dataset, most)

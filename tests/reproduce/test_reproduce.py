@@ -1,157 +1,276 @@
-"""reproduce: text in, a report out, by the recipe that is shipped for laptops, made small."""
+"""reproduce: text in, a ladder of models and a report out, by the recipes that are shipped, made
+small."""
 
 import base64
 import functools
 import json
 import re
 
+import numpy as np
 import pytest
-from tiny_runs import prepare
+from recipes import argv
 
 from pangu_tiny import cli
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.reproduce import ladder as ladder_file
 from pangu_tiny.reproduce.reproduce import reproduce
+from pangu_tiny.reproduce.rungs import RUNGS
 from pangu_tiny.rounds import train_rounds as rounds
 from pangu_tiny.training.train import Trained
 
-SMALL = {
-    "prepare_data.text_key": "body",
-    "prepare_data.vocab_size": 310,
-    "compress_tokenizer.vocab_size": 300,
-    "prepare_data.sequence_length": 32,
-    "prepare_data.held_out_fraction": 0.1,
-    "ModelShape.vocab_size": 300,
-    "ModelShape.depth": 2,
-    "ModelShape.width": 32,
-    "ModelShape.ffn_width": 48,
-    "train.steps": 6,
-    "train.evaluate_every": 3,
-    "Watching.log_every": 1,
-    "generate.tokens": 4,
-    "reproduce.prompts": ["the <b>", "cat"],
-}
+
+def results(workdir):
+    return json.loads((workdir / "report.json").read_text())["results"]
 
 
-def argv(text, workdir):
-    bindings = {**SMALL, "reproduce.text": text, "reproduce.workdir": workdir}
-    flags = [f"--gin.{name}={value}" for name, value in bindings.items()]
-    return ["reproduce", "--gin_file=recipes/laptop.gin", *flags]
+def identity(folder):
+    return json.loads((folder / "identity.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    prepare(folder)
-    text = folder / "text.jsonl"
-    text.write_text(text.read_text().replace('{"text":', '{"body":'))
-    return text
+def test_what_each_rung_is(ladder):
+    """By the folders of its models."""
+    rows = {name: identity(ladder / name) for name in ("big_data", "data")}
+    description = json.loads((ladder / "data" / "dataset.json").read_text())
+    cut = json.loads((ladder / "cut" / "manifest.json").read_text())
+    assert rows["big_data"] != rows["data"] and cut
+    first = {
+        rung: identity(ladder / "models" / f"{rung}-1" / "round_1") for rung in RUNGS
+    }  # fmt: skip
+    assert [first[rung]["model"]["depth"] for rung in RUNGS] == [1, 1, 2, 2, 2]
+    assert first["architecture"]["model"] == first["rounds"]["model"]
+    compact = description["digest"]
+    assert [first[rung]["dataset"] == compact for rung in RUNGS] == [False, *[True] * 4]
+    assert [bool(first[rung]["checkpoint"]) for rung in RUNGS] == [*[False] * 3, True, True]
+    assert {one["seed"] for one in first.values()} == {1}
 
 
-@pytest.fixture(scope="module")
-def workdir(text, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("reproduced")
-    assert cli.main(argv(text, workdir)) == 0
-    return workdir
+def test_equal_tokens_and_one_corpus(ladder):
+    found = results(ladder)
+    tokens = {
+        (model["rung"], model["protocol"]): model["tokens"]
+        for model in found["models"]
+        if model["seed"] == 1
+    }
+    assert {tokens[rung, "equal"] for rung in RUNGS} == {6 * 8 * 32}
+    steps = {(m["rung"], m["protocol"]): m["steps"] for m in found["models"]}
+    assert steps["rounds", "equal"] == [4, 2] and steps["rounds", "paper"] == [6, 3]
+    text = found["text"]
+    fewer = text["compact"]["bytes_a_token"] / text["big"]["bytes_a_token"]
+    assert steps["plain", "paper"] == [round(6 * fewer)]
+    assert set(tokens) == {(rung, "equal") for rung in RUNGS} | {
+        ("plain", "paper"), ("rounds", "paper")
+    }  # fmt: skip
 
 
-def test_the_report_shows_what_was_measured(workdir):
-    report = (workdir / "report.html").read_text()
-    measured = json.loads((workdir / "evaluation" / "evaluation.json").read_text())
-    for name in ("bits_per_byte", "gzip_9_bits_per_byte", "xz_9_bits_per_byte"):
-        assert f"<td>{measured[name]:.3f}</td>" in report
+def test_the_second_round_of_the_paper_goes_on_from_the_rung_below(ladder):
+    models = ladder / "models"
+    above = identity(models / "inheritance-1" / "round_2")
+    assert above["checkpoint"] and above["keep_moments"]
+    names = {path.name for path in models.iterdir()}
+    assert names == {f"{rung}-1" for rung in (*RUNGS, "plain-paper")}
+
+
+def test_the_report_says_what_was_evaluated(ladder):
+    found = results(ladder)
+    for model in found["models"]:
+        if model["protocol"] == "equal":
+            folder = ladder / "models" / f"{model['rung']}-{model['seed']}"
+            number = len(model["steps"])
+            told = json.loads((folder / f"evaluation_{number}" / "evaluation.json").read_text())
+            assert told["bits_per_byte"] == model["bits_per_byte"]
+            assert model["sources"].keys() == {"one", "two"}
+    for line in found["ladder"]["equal"]:
+        values = [
+            m["bits_per_byte"]
+            for m in found["models"]
+            if (m["rung"], m["protocol"]) == (line["rung"], "equal")
+        ]
+        assert values == [line["mean"]]
+    shape = ModelShape(**found["rungs"]["rounds"]["model"])
+    assert found["rungs"]["rounds"]["parameters"] == shape.parameters
+    teacher = json.loads((ladder / "teacher_evaluation" / "evaluation.json").read_text())
+    assert found["teacher"]["bits_per_byte"] == teacher["bits_per_byte"]
+    assert found["teacher"]["tokens"] == 6 * 8 * 32
+
+
+def test_the_page_shows_it(ladder):
+    found, page = results(ladder), (ladder / "report.html").read_text()
+    plot = (ladder / "ladder.svg").read_text()
+    assert plot.startswith("<svg") and plot in page
+    for protocol, lines in found["ladder"].items():
+        assert f"Protocol {protocol}: " in page
+        for line in lines:
+            assert f"<td>{line['mean']:.3f}</td>" in page
+    assert page.count("<td>yes</td>") + page.count("<td>no</td>") == 8
+    assert "<b>the &lt;b&gt;</b>" in page and "<h2>Forgetting</h2>" in page
+
+
+def test_rates_are_tuned_on_a_seed_of_their_own(changes, tmp_path, capsys):
+    """The best of the grid is taken for all others."""
+    few = {
+        **changes,
+        "reproduce.rungs": ["tokenizer"],
+        "reproduce.seeds": [1, 2],
+        "reproduce.rates": [1e-5, 4e-3],
+    }
+    assert cli.main(argv("laptop", tmp_path / "run", **few)) == 0
+    found = results(tmp_path / "run")
+    assert not (tmp_path / "run" / "teacher").exists(), "no rung inherits"
+    tuned = found["tuning"]["tokenizer"]
+    assert tuned["0.004"] < tuned["1e-05"]
+    values = [model["bits_per_byte"] for model in found["models"]]
+    assert [model["learning_rate"] for model in found["models"]] == [4e-3, 4e-3]
+    assert [model["seed"] for model in found["models"]] == [1, 2]
+    (line,) = found["ladder"]["equal"]
+    assert line["mean"] == pytest.approx(np.mean(values))
+    assert (
+        line["half_range"] == pytest.approx(abs(values[0] - values[1]) / 2)
+        and values[0] != values[1]
+    )
+    assert "at the edge of the grid" in (tmp_path / "run" / "report.html").read_text()
+    assert cli.main(argv("laptop", tmp_path / "run", **few, **{"reproduce.tuning_seed": 1})) == 2
+    assert "reproduce.tuning_seed is 1, expected none of" in capsys.readouterr().err
+
+
+def test_the_rungs_stand_side_by_side(ladder, again, capsys):
+    assert cli.main(again) == 0
+    out = capsys.readouterr().out
+    found = json.loads((ladder / "report.json").read_text())["results"]["ladder"]
+    assert [line["rung"] for line in found["equal"]] == list(RUNGS)
+    for line in found["equal"] + found["paper"]:
+        assert f"  {line['rung']:<13}{line['mean']:.3f}" in out
+    assert re.search(r"rounds: [0-9.]+% (less|more) than plain", out)
+    assert f"report       {ladder / 'report.html'}" in out
+    assert "recipes/laptop.gin" in out and "--gin.reproduce.teacher=" in out
+
+
+def test_the_report_shows_curves(ladder):
+    report = (ladder / "report.html").read_text()
     curve = base64.b64decode(re.search(r"data:image/png;base64,([^\"]+)", report).group(1))
     assert curve.startswith(b"\x89PNG\r\n")
-    assert "<b>the &lt;b&gt;</b>" in report and "<b>cat</b>" in report, "a prompt is text"
-    assert "6 + 3 steps of 8 × 32 tokens" in report
-    assert "<h2>Forgetting</h2>" in report and report.count("data:image/png") == 2
+    assert "<p>4 + 2 steps.</p>" in report and "<h2>Forgetting</h2>" in report
 
 
-def test_what_was_found_is_apart_from_what_it_was_run_on(workdir):
-    told = json.loads((workdir / "report.json").read_text())
-    results, measured = told["results"], workdir / "evaluation" / "evaluation.json"
-    assert results["evaluation"] == json.loads(measured.read_text())
-    assert results["steps"] == [6, 3] and results["tokens_a_step"] == 8 * 32
-    assert results["parameters"] == ModelShape(**results["model"]).parameters
-    assert [sample["prompt"] for sample in results["samples"]] == ["the <b>", "cat"]
-    assert told["run"]["versions"]["jax"] and str(workdir) not in json.dumps(results)
+def test_what_was_found_is_apart_from_what_it_was_run_on(ladder):
+    told = json.loads((ladder / "report.json").read_text())
+    assert told["run"]["versions"]["jax"] and str(ladder) not in json.dumps(told["results"])
+    assert [sample["prompt"] for sample in told["results"]["samples"]] == ["the <b>", "cat"]
 
 
-def test_a_corpus_that_is_too_small_is_named(workdir, text, tmp_path, capsys):
-    flags = [flag for flag in argv(text, tmp_path / "again") if "reproduce.text" not in flag]
-    flags += [f"--gin.reproduce.dataset={workdir / 'data'}", "--gin.train.steps=1000"]
-    assert cli.main(flags) == 2
+def test_a_corpus_that_is_too_small_is_named(ladder, tmp_path, capsys):
+    """Before anything is trained, with text or with rows."""
+    given = {"reproduce.dataset": ladder / "data", "reproduce.rungs": ["rounds"]}
+    assert cli.main(argv("laptop", tmp_path / "again", **given, **{"train.steps": 1000})) == 2
     err = capsys.readouterr().err
     assert "is 8,000 rows, " in err and "at most reproduce.max_epochs, 4: take more text" in err
     assert not (tmp_path / "again").exists()
 
 
-def test_every_stage_leaves_its_effective_config(workdir):
+def test_a_folder_of_another_recipe_is_refused(ladder, again, capsys):
+    """By the first stage that differs, or because it is no recipe's."""
+    assert cli.main([*again, "--gin.teacher/train.steps=7"]) == 2
+    err = capsys.readouterr().err
+    assert f"workdir {ladder / 'teacher'} holds another run: " in err
+    assert "steps is 6 there, 7 here" in err
+    flag = f"--gin.reproduce.workdir={ladder / 'teacher'}"
+    assert cli.main([*again, flag]) == 2
+    assert "was made by train, expected a folder of reproduce" in capsys.readouterr().err
+
+
+def test_every_stage_leaves_its_effective_config(ladder):
     for stage, bound in (
         ("big_data", "prepare_data.vocab_size = 310"),
         ("counts", "count_tokens.dataset ="),
         ("tokenizer", "compress_tokenizer.vocab_size = 300"),
         ("data", "prepare_data.sequence_length = 32"),
-        ("model/round_1", "train.steps = 6"),
-        ("model/round_2", "train.round_index ="),
-        ("evaluation", "Hardware.attention = 'blocked'"),
+        ("teacher", "ModelShape.depth = 3"),
+        ("importance", "rank_teacher.output_grams = True"),
+        ("cut", "inherit.correct_outputs = True"),
+        ("models/plain-1/round_1", "ModelShape.depth = 1"),
+        ("models/rounds-1/round_1", "train.steps = 4"),
+        ("models/rounds-1/round_2", "train.round_index ="),
+        ("models/rounds-1/evaluation_2", "Hardware.per_device_batch = 8"),
     ):
-        assert bound in (workdir / stage / "config.gin").read_text()
-        assert (workdir / stage / "environment.json").exists()
+        assert bound in (ladder / stage / "config.gin").read_text()
+        assert (ladder / stage / "environment.json").exists()
 
 
-def test_what_is_done_is_not_done_again(workdir, text, capsys):
+def test_what_is_done_is_not_done_again(ladder, again):
     """The time of each logged step is that of the first run, and no row is written anew."""
 
     def done():
-        shards = (workdir / "data").glob("*array_record*")
+        shards = (ladder / "data").glob("*array_record*")
         written = {path.name: path.stat().st_mtime_ns for path in shards}
-        rounds = sorted((workdir / "model").glob("round_?/metrics/*.jsonl"))
-        assert len(rounds) == 2
-        return [path.read_text() for path in rounds], written
+        metrics = sorted((ladder / "models").glob("*/round_?/metrics/*.jsonl"))
+        evaluations = (ladder / "models").glob("*/evaluation_?/evaluation.json")
+        written |= {str(path): path.stat().st_mtime_ns for path in evaluations}
+        assert len(metrics) == 8
+        return [path.read_text() for path in metrics], written
 
     def results():
-        return json.loads((workdir / "report.json").read_text())["results"]
+        return json.loads((ladder / "report.json").read_text())["results"]
 
     before = done(), results()
-    for name in ("report.html", "report.json"):
-        (workdir / name).unlink()
-    assert cli.main(argv(text, workdir)) == 0
-    assert (workdir / "report.html").exists()
+    for name in ("report.html", "report.json", "ladder.svg"):
+        (ladder / name).unlink()
+    assert cli.main(again) == 0
+    assert (ladder / "report.html").exists() and (ladder / "ladder.svg").exists()
     assert (done(), results()) == before
-    assert "bits per byte on held-out documents" in capsys.readouterr().out
 
 
-def test_a_stopped_recipe_says_so_and_evaluates_nothing(workdir, text, monkeypatch, capsys):
+def test_a_stopped_recipe_says_so_and_evaluates_nothing(again, monkeypatch, capsys):
     """What `train` returns after ^C, which `tests/training/test_resume.py` sends to processes."""
     train = rounds.train
     stopped = functools.wraps(train)(lambda **given: train(**given)._replace(step=3))
     monkeypatch.setattr(rounds, "train", stopped)
-    assert cli.main(argv(text, workdir)) == 143
+    assert cli.main(again) == 143
     out, err = capsys.readouterr()
     assert err.endswith("pangu-tiny reproduce: stopped at step 3 of 6; run again to resume\n")
-    assert "evaluate" not in out
+    assert "rung rounds" not in out
 
 
-def test_several_hosts_begin_with_rows(workdir, monkeypatch):
+def test_several_hosts_begin_with_rows(ladder, monkeypatch):
     """They would all prepare the same folder at once."""
     monkeypatch.setattr("pangu_tiny.topology.processes.count", lambda: 2)
     with pytest.raises(UserError, match=r"reproduce\.dataset is None, found 2 processes"):
-        reproduce(str(workdir))
+        reproduce(str(ladder))
 
 
-def test_rows_may_be_given_instead_of_text(workdir, text, tmp_path, monkeypatch, capsys):
-    """No text is prepared then; the stages after it get these rows."""
-    rows, seen = str(workdir / "data"), []
+def test_rows_may_be_given_instead_of_text(ladder, tmp_path, monkeypatch, capsys):
+    """No text is prepared then; the stages after it get these rows, and start as bound."""
+    rows, seen = str(ladder / "data"), []
 
-    def stopped(dataset: str, workdir: str) -> Trained:
-        seen.append(dataset)
+    def train_rounds(dataset: str, workdir: str, rounds: int = 2) -> Trained:
+        seen.append((dataset, ladder_file.settings(ladder_file.train, workdir="")["checkpoint"]))
         return Trained(1, 6, "", True)
 
-    monkeypatch.setattr("pangu_tiny.reproduce.reproduce.train_rounds", stopped)
-    flags = [flag for flag in argv(text, tmp_path / "again") if "reproduce.text" not in flag]
-    flags.append(f"--gin.reproduce.dataset={rows}")
-    assert cli.main([*flags, f"--gin.reproduce.text={text}"]) == 2
-    assert "expected one of them" in capsys.readouterr().err
-    assert cli.main(flags) == 143 and seen == [rows]
-    assert not (tmp_path / "again").exists()
+    monkeypatch.setattr(ladder_file, "train_rounds", train_rounds)
+    given = {"reproduce.dataset": rows, "train.checkpoint": "cut", "train.dataset": rows}
+    assert cli.main(argv("laptop", tmp_path / "again", **given)) == 2
+    assert "rung plain takes rows of the big tokenizer" in capsys.readouterr().err
+    given["reproduce.rungs"] = ["rounds"]
+    assert cli.main(argv("laptop", tmp_path / "again", **given)) == 143
+    assert seen == [(rows, "cut")]
+
+
+def test_a_teacher_of_ones_own(ladder, text, tmp_path, capsys):
+    """A checkpoint, whose tokenizer is then the big one; with the other small recipe."""
+    given = {
+        "reproduce.text": text,
+        "prepare_data.text_key": "body",
+        "reproduce.teacher": ladder / "teacher",
+        "train.steps": 6,
+        "reproduce.rungs": ["rounds"],
+    }
+    assert cli.main(argv("quickstart", tmp_path / "run", **given)) == 0
+    told = json.loads((tmp_path / "run" / "report.json").read_text())["results"]
+    assert told["teacher"]["tokens"] is None and not (tmp_path / "run" / "teacher").exists()
+    before = json.loads((ladder / "report.json").read_text())["results"]
+    assert told["text"]["big"]["tokenizer"] == before["text"]["big"]["tokenizer"]
+    assert told["models"][0]["steps"] == [4, 2]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<h2>Held-out text</h2>" in page and "Protocol" not in page
+    bound = {**given, "prepare_data.tokenizer": ladder / "tokenizer" / "tokenizer.model"}
+    assert cli.main(argv("quickstart", tmp_path / "other", **bound)) == 2
+    assert "prepare_data.tokenizer and reproduce.teacher are bound" in capsys.readouterr().err

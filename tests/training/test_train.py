@@ -78,9 +78,9 @@ def test_row_losses_hold_every_trained_row_once_in_order(finished, dataset):
         assert mean == pytest.approx(line["loss"], rel=1e-5)
 
 
-def test_tensorboard_and_profile_are_written(finished):
+def test_tensorboard_and_profile_are_written(finished, one_device):
     assert list((finished / "tensorboard").glob("events.*"))
-    assert list((finished / "profile").rglob("*.xplane.pb"))
+    assert list((one_device / "profile").rglob("*.xplane.pb"))
 
 
 def test_a_checkpoint_describes_its_run(finished, dataset):
