@@ -144,9 +144,9 @@ def within(scope: str, given: Mapping[str, Any] | None = None) -> Iterator[None]
         yield
 
 
-def has_scope(scope: str) -> bool:
-    """Whether anything was bound with it."""
-    return scope in _scoped
+def bound_with(scope: str) -> dict[str, str]:
+    """What was bound with a scope: `stage.parameter` → the file and line, or the flag."""
+    return {binding: bound.origin for binding, bound in _scoped.get(scope, {}).items()}
 
 
 @contextlib.contextmanager
@@ -262,6 +262,8 @@ def _bind(scope: str, selector: str, parameter: str, bound: _Bound, known: _Know
         raise UserError(f"{bound.origin}: unknown scope {scope!r}, expected {expected}")
     _used.update(_macros_in(bound.value))
     if not parameter:
+        if scope:
+            raise UserError(f"{bound.origin}: a macro has no scope, expected {selector} = VALUE")
         _macros[selector] = bound
         return
     target = known.find(selector)

@@ -25,6 +25,10 @@ class Unreached(UserError):
     code = 1
 
 
+class Diverged(UserError):
+    """A loss came out NaN or infinite."""
+
+
 class Stopped(UserError):
     """SIGTERM or ^C asked a stage to stop, which saved what was done; the same command resumes."""
 

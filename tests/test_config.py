@@ -330,9 +330,9 @@ def test_a_scope_wins_where_it_is_entered(tmp_path):
             assert config.arguments(bake)[0]["steps"] == 5
         assert config.arguments(bake)[0]["steps"] == 7
     assert config.arguments(bake)[0] == found
-    assert config.has_scope("big") and not config.has_scope("small")
+    assert config.bound_with("wide") == {"bake.steps": f"{tmp_path / 'a.gin'}:6"}
     read(tmp_path)
-    assert not config.has_scope("big")
+    assert not config.bound_with("wide")
 
 
 @pytest.mark.parametrize(
@@ -340,6 +340,7 @@ def test_a_scope_wins_where_it_is_entered(tmp_path):
     [
         ("big/bake.stepz = 3", "a.gin:3: bake has no parameter 'stepz'"),
         ("big/boil.steps = 3", "a.gin:3: unknown name 'boil'"),
+        ("big/steps = 3\nbake.steps = %steps", "a.gin:3: a macro has no scope, expected steps ="),
     ],
 )
 def test_what_a_scope_binds_is_checked(tmp_path, line, named):

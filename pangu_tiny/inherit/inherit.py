@@ -179,19 +179,24 @@ def _check_options(
     correct_outputs: bool,
 ) -> None:
     """Checks the options that depend on teacher, cut list and ranking."""
-    if (ties := cuts.model.tied and not opened.shape.tied) != (tie is not None):
-        raise UserError(
-            "ModelShape.tied is True, but the teacher has a head of its own: choose the matrix "
-            "that is taken for both, inherit.tie = 'embedding' or 'head'"
-            if ties
-            else f"inherit.tie is {tie!r}, but no two matrices become one: expected None"
-        )
+    check_tie(opened.shape, cuts.model, tie)
     if calibrate_norms and (ranking is None or ranking.squares(cuts.layers) is None):
         raise UserError(
             "inherit.calibrate_norms needs inherit.importance, of a rank-teacher with a dataset"
         )
     if correct_outputs:
         _check_correction(ranking, cuts)
+
+
+def check_tie(teacher: ModelShape, model: ModelShape, tie: str | None) -> None:
+    """Refuses `inherit.tie` where it is missing, or chooses nothing."""
+    if (ties := model.tied and not teacher.tied) != (tie is not None):
+        raise UserError(
+            "ModelShape.tied is True, but the teacher has a head of its own: choose the matrix "
+            "that is taken for both, inherit.tie = 'embedding' or 'head'"
+            if ties
+            else f"inherit.tie is {tie!r}, but no two matrices become one: expected None"
+        )
 
 
 def _check_correction(ranking: Importance | None, cuts: CutList) -> None:

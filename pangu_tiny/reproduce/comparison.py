@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -20,20 +20,33 @@ class Gain(NamedTuple):
     mean: float
     interval: tuple[float, float] | None
 
+    def __str__(self) -> str:
+        reach = self.interval and f" [{self.interval[0]:+.3f}, {self.interval[1]:+.3f}]"
+        return f"{self.mean:+.3f}{reach or ''}"
+
+
+class Spread(NamedTuple):
+    """Bits per byte over seeds: their mean, and half of their range."""
+
+    mean: float
+    half_range: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" + (f" ± {self.half_range:.3f}" if self.half_range else "")
+
 
 class Line(NamedTuple):
     """A rung.
 
     Attributes:
-      mean, half_range: over seeds, of held-out bits per byte.
+      spread: of held-out bits per byte.
       gain: over the rung below; None for the first.
       holds: whether its mean is not above that of the rung below by more than the larger half of
         the two ranges; None for the first.
     """
 
     rung: str
-    mean: float
-    half_range: float
+    spread: Spread
     gain: Gain | None
     holds: bool | None
 
@@ -58,13 +71,13 @@ def gain_of(before: Mapping[int, float], after: Mapping[int, float]) -> Gain:
 def compare(found: Mapping[str, Mapping[int, float]]) -> list[Line]:
     """From bits per byte by rung, the lowest rung first, and seed."""
 
-    def middle(values: Sequence[float]) -> tuple[float, float]:
-        return float(np.mean(values)), float(np.ptp(values)) / 2
+    def spread(by_seed: Mapping[int, float]) -> Spread:
+        values = list(by_seed.values())
+        return Spread(float(np.mean(values)), float(np.ptp(values)) / 2)
 
-    middles = {rung: middle(list(by_seed.values())) for rung, by_seed in found.items()}
-    lines = [Line(rung, *middles[rung], None, None) for rung in itertools.islice(found, 1)]
+    lines = [Line(rung, spread(found[rung]), None, None) for rung in itertools.islice(found, 1)]
     for below, rung in itertools.pairwise(found):
-        (mean_below, half_below), (mean, half) = middles[below], middles[rung]
-        holds = mean <= mean_below + max(half_below, half)
-        lines.append(Line(rung, mean, half, gain_of(found[below], found[rung]), holds))
+        before, after = spread(found[below]), spread(found[rung])
+        holds = after.mean <= before.mean + max(before.half_range, after.half_range)
+        lines.append(Line(rung, after, gain_of(found[below], found[rung]), holds))
     return lines

@@ -10,7 +10,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from pangu_tiny.page import page, paragraph, picture, section, table, vector
-from pangu_tiny.reproduce.results import Results, shown, spread
+from pangu_tiny.reproduce.results import Results
 from pangu_tiny.reproduce.rungs import PROTOCOLS, RUNGS
 from pangu_tiny.rounds.forgetting import by_part, forgetting_section, seen_losses
 from pangu_tiny.rounds.scores import Scores
@@ -18,12 +18,12 @@ from pangu_tiny.training.metrics import read_metrics
 from pangu_tiny.workdir import environment, read_json, write_atomically
 
 
-def write_report(folder: epath.Path, found: Results, last: epath.Path) -> None:
+def write_report(folder: epath.Path, found: Results, last: epath.Path, rounds: int) -> None:
     """Writes `report.json`, `report.html` and, of several rungs, the plot `ladder.svg`.
 
     Args:
       folder: of the recipe.
-      last: of the last rung's first model, whose training is shown.
+      last: of the last rung's first model, whose training in so many rounds is shown.
     """
     told = {"results": found.results, "run": {"seconds": found.seconds, **environment()}}
     write_atomically(folder / "report.json", json.dumps(told, indent=2, ensure_ascii=False))
@@ -33,11 +33,11 @@ def write_report(folder: epath.Path, found: Results, last: epath.Path) -> None:
         write_atomically(folder / "ladder.svg", plot)
         sections += [plot, *(_ladder(found, protocol) for protocol in found.protocols)]
     else:
-        sections.append(_held_out(found))
+        sections += [_held_out(found, protocol) for protocol in found.protocols]
     if found.results["tuning"]:
         sections.append(_tuning(found.results["tuning"]))
-    rounds = [last / f"round_{n}" for n in range(1, 1 + sum(1 for _ in last.glob("round_*")))]
-    sections += [_curves(found, rounds), *_forgotten(last, rounds), *_samples(found)]
+    ran = [last / f"round_{number}" for number in range(1, 1 + rounds)]
+    sections += [_curves(found, ran), *_forgotten(last, ran), *_samples(found)]
     write_atomically(folder / "report.html", page("Tiny language models", *sections))
 
 
@@ -64,20 +64,21 @@ def _recipe(found: Results) -> str:
     return table(facts.items())
 
 
-def _held_out(found: Results) -> str:
-    line, values = found.lines[found.protocols[0]][0], found.results["compressors"]
-    rows = {"this model": spread(line)} | {k: f"{v:.3f}" for k, v in values.items()}
-    return section("Held-out text", paragraph(_MEASURED), table(rows.items()))
+def _held_out(found: Results, protocol: str) -> str:
+    line, values = found.lines[protocol][0], found.results["compressors"]
+    rows = {"this model": str(line.spread)} | {k: f"{v:.3f}" for k, v in values.items()}
+    title = f"Held-out text, protocol {protocol}"
+    return section(title, paragraph(_MEASURED), table(rows.items()))
 
 
 _MEASURED = (
     "Bits per byte of documents that were kept out of all training; the compressors take each "
     "document on its own. Lower is better."
 )
+_GAINS = "Gains are over the rung below, seed by seed, with their 95 % interval."
 _HOLDS = (
-    "A rung holds where its mean is not above that of the rung below by more than the larger half "
-    "of their ranges over seeds. Gains are over the rung below, seed by seed, with their 95 % "
-    "interval."
+    f"{_GAINS} A rung holds where its mean is not above that of the rung below by more than the "
+    f"larger half of their ranges."
 )
 
 
@@ -87,14 +88,8 @@ def _ladder(found: Results, protocol: str) -> str:
     sources = sources if len(sources) > 1 else []
     head = ("rung", "adds", "tokens", "bytes", "rate", "bits per byte", *sources, "gain", "holds")
     rows = []
-    for line in found.lines[protocol]:
-        models = found.of_rung(line.rung, protocol)
-        first = models[0]
-        by_source = [
-            f"{sum(model['sources'][name] for model in models) / len(models):.3f}"
-            for name in sources
-        ]
-        gain = shown(*line.gain) if line.gain else ""
+    for number, line in enumerate(found.lines[protocol]):
+        first = found.of_rung(line.rung, protocol)[0]
         holds = {None: "", True: "yes", False: "no"}[line.holds]
         rate = first["learning_rate"]
         rows.append(
@@ -104,16 +99,17 @@ def _ladder(found: Results, protocol: str) -> str:
                 f"{first['tokens'] / 1e6:,.2f}M",
                 f"{first['bytes'] / 1e6:,.2f}M",
                 "" if rate is None else f"{rate:g}",
-                spread(line),
-                *by_source,
-                gain,
+                line.spread,
+                *(found.by_source[protocol][name][number].spread for name in sources),
+                line.gain or "",
                 holds,
             )
         )
     seeds = ", ".join(map(str, found.seeds))
+    judged = _HOLDS if protocol == "equal" else _GAINS
     return section(
         f"Protocol {protocol}: {PROTOCOLS[protocol]}",
-        paragraph(f"{_MEASURED} Means and half of the ranges over seeds {seeds}. {_HOLDS}"),
+        paragraph(f"{_MEASURED} Means and half of the ranges over seeds {seeds}. {judged}"),
         table(rows, head),
         paragraph(f"{found.rungs[-1]}: {found.whole_gain(protocol)}."),
     )
@@ -127,7 +123,7 @@ def _ladder_plot(found: Results) -> Figure:
         shift = 0.12 * (place - (len(found.lines) - 1) / 2)
         color = f"C{place}"
         places = [number + shift for number in range(len(lines))]
-        means = [line.mean for line in lines]
+        means = [line.spread.mean for line in lines]
         axes.plot(places, means, marker="o", ms=5, color=color, label=f"protocol {protocol}")
         for at, line in zip(places, lines, strict=True):
             for model in found.of_rung(line.rung, protocol):
@@ -141,19 +137,21 @@ def _ladder_plot(found: Results) -> Figure:
     return figure
 
 
-def _tuning(tuning: Mapping[str, Mapping[float, float]]) -> str:
-    rates = list(next(iter(tuning.values())))
+def _tuning(tuning: Mapping[str, Mapping[str, float | None]]) -> str:
+    rates = sorted(next(iter(tuning.values())), key=float)
     rows = []
     for rung, tuned in tuning.items():
-        best = min(tuned, key=tuned.__getitem__)
-        edge = " (at the edge of the grid)" if best in (min(rates), max(rates)) else ""
-        rows.append((rung, *(f"{tuned[rate]:.3f}" for rate in rates), f"{best:g}{edge}"))
+        finite = {rate: value for rate, value in tuned.items() if value is not None}
+        best = min(finite, key=finite.__getitem__)
+        edge = " (at the edge of the grid)" if best in (rates[0], rates[-1]) else ""
+        tried = (f"{finite[rate]:.3f}" if rate in finite else "diverged" for rate in rates)
+        rows.append((rung, *tried, f"{best}{edge}"))
     return section(
         "Peak learning rates",
         paragraph(
             "Bits per byte by the peak rate, of protocol equal on a seed that is not reported."
         ),
-        table(rows, ("rung", *(f"{rate:g}" for rate in rates), "taken")),
+        table(rows, ("rung", *rates, "taken")),
     )
 
 

@@ -1,9 +1,11 @@
 """The stage `reproduce`: a whole recipe, from text to a report, in one command."""
 
+import math
 from typing import Any
 
 from etils import epath
 
+from pangu_tiny import config
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.prepare_data import prepare_data
 from pangu_tiny.errors import UserError, check_number, check_one_of
@@ -15,7 +17,7 @@ from pangu_tiny.reproduce.results import Results
 from pangu_tiny.reproduce.rows import Rows, prepare_text
 from pangu_tiny.reproduce.rungs import PROTOCOLS, RUNGS
 from pangu_tiny.reproduce.teacher import cut_teacher, find_teacher, tokenizer_of
-from pangu_tiny.reproduce.training import check_epochs, tokens_of, training_of
+from pangu_tiny.reproduce.training import check_rows, check_scopes, tokens_of, training_of
 from pangu_tiny.rounds.stages import run, settings
 from pangu_tiny.text.sources import Text
 from pangu_tiny.topology import processes
@@ -45,14 +47,14 @@ def reproduce(
     run again, the stages that are done are not done twice. What is bound with a scope
     (`teacher/train.steps`, `plain/ModelShape.depth`) counts for the teacher, or for that rung.
 
-    On several hosts the stages of text have to be done, and no samples are drawn.
+    On several hosts it begins with `dataset`, and draws no samples.
 
     Args:
       workdir: the folder for everything.
       text: as prepare-data takes it; None is the library of this Python installation, so that
         nothing has to be downloaded.
-      dataset: rows that are prepared already, instead of text; `train.checkpoint` is then what the
-        model starts from.
+      dataset: rows that are prepared already, instead of text. Rungs that inherit start from
+        `train.checkpoint` then, what `inherit` has cut.
       teacher: checkpoint of a big model of one's own, instead of the one that is trained here by
         what is bound with the scope `teacher/`; its tokenizer is the big one.
       rungs: which models are made, of plain, tokenizer, architecture, inheritance, rounds: each
@@ -62,31 +64,33 @@ def reproduce(
       seeds: of each rung, of initialisation and order. None is 0.
       rates: tries these peak learning rates for every rung, and takes the best; None takes those
         that are bound.
-      tuning_seed: on which it tries them; none of `seeds`.
+      tuning_seed: the seed with which rates are tried, none of `seeds`.
       parameter_tolerance: how much the models may differ in parameters.
       prompts: beginnings that the last model continues in the report.
       max_epochs: how often the first round may go through all rows. Chosen because up to 4 times
         the same text teaches hardly less than as much new text (arXiv 2305.16264).
     """
-    rungs, protocols = rungs or ["rounds"], protocols or ["equal"]
+    rungs = ["rounds"] if rungs is None else rungs
+    protocols = ["equal"] if protocols is None else protocols
     seeds = [0] if seeds is None else seeds
-    _check(rungs, protocols, seeds, rates, tuning_seed)
+    _check(rungs, protocols, seeds, rates or [], tuning_seed)
+    check_scopes()
     check_number("reproduce.max_epochs", max_epochs, above=0)
     check_number("reproduce.parameter_tolerance", parameter_tolerance, 0, below=1)
     check_sizes(rungs, parameter_tolerance)
     folder, found = absolute(workdir), Results(rungs, protocols, seeds)
     if dataset is not None:
-        _check_rows(text, teacher, rungs)
+        _check_given(text, teacher, rungs)
         rows, start = Rows(None, dataset), None
         steps: list[Step] = []
-        _check_epochs(rows, rungs, max_epochs)
+        _check_rows(rows, rungs, max_epochs)
         length = TokenDataset.open(dataset).sequence_length
     else:
         length = settings(prepare_data, text="", workdir="")["sequence_length"]
         steps, rows, start = _shared(folder, text, teacher, rungs, length, max_epochs, found)
-    claim_together(workdir, "reproduce", {})
-    ladder = Ladder(folder, rows, length, start, rates, tuning_seed)
+    ladder = Ladder(folder, rows, length, start, rates or (), tuning_seed)
     steps += ladder.steps(rungs, protocols, seeds)
+    claim_together(workdir, "reproduce", {})
     last = trials_of(rungs[-1], protocols, seeds)[0]
 
     def draw() -> None:
@@ -101,7 +105,8 @@ def reproduce(
     with processes.alone() as leads:
         if leads:
             found.gather(ladder, rows)
-            write_report(folder, found, ladder.model_of(last))
+            rounds = len(ladder.found[last]["steps"])
+            write_report(folder, found, ladder.model_of(last), rounds)
             print(f"\n{found.told(folder, ladder, last)}")
     return found.results
 
@@ -110,23 +115,24 @@ def _check(
     rungs: list[str],
     protocols: list[str],
     seeds: list[int],
-    rates: list[float] | None,
+    rates: list[float],
     tuning_seed: int,
 ) -> None:
     for rung in rungs:
         check_one_of("reproduce.rungs", rung, RUNGS)
     for protocol in protocols:
         check_one_of("reproduce.protocols", protocol, PROTOCOLS)
-    if rungs != [rung for rung in RUNGS if rung in rungs]:
+    if not rungs or rungs != [rung for rung in RUNGS if rung in rungs]:
         raise UserError(
             f"reproduce.rungs is {rungs}, expected each once, in the order {', '.join(RUNGS)}"
         )
     for seed in seeds:
         check_number("reproduce.seeds", seed, 0)
-    if not seeds or len({*seeds}) < len(seeds):
-        raise UserError(f"reproduce.seeds is {seeds}, expected different ones")
-    for rate in rates or []:
-        check_number("reproduce.rates", rate, above=0)
+    for rate in rates:
+        check_number("reproduce.rates", rate, above=0, below=math.inf)
+    for name, values in (("protocols", protocols), ("seeds", seeds), ("rates", rates)):
+        if len({*values}) < len(values) or not (values or name == "rates"):
+            raise UserError(f"reproduce.{name} is {values}, expected different ones")
     if rates and tuning_seed in seeds:
         raise UserError(
             f"reproduce.tuning_seed is {tuning_seed}, expected none of reproduce.seeds: what rates "
@@ -134,7 +140,7 @@ def _check(
         )
 
 
-def _check_rows(text: Text | None, teacher: str | None, rungs: list[str]) -> None:
+def _check_given(text: Text | None, teacher: str | None, rungs: list[str]) -> None:
     """What goes with rows that are prepared already."""
     if text is not None:
         raise UserError("reproduce.text and reproduce.dataset are bound, expected one of them")
@@ -145,6 +151,11 @@ def _check_rows(text: Text | None, teacher: str | None, rungs: list[str]) -> Non
         )
     if "plain" in rungs:
         raise UserError("rung plain takes rows of the big tokenizer, expected no reproduce.dataset")
+    if any(RUNGS[rung].inherits for rung in rungs) and not config.is_bound("train.checkpoint"):
+        raise UserError(
+            f"rung {rungs[-1]} inherits: with reproduce.dataset, expected train.checkpoint, the "
+            f"workdir of inherit"
+        )
 
 
 def _shared(
@@ -162,18 +173,28 @@ def _shared(
             f"reproduce.dataset is None, found {processes.count()} processes: on several hosts "
             f"text has to be prepared before, by reproduce on one host or by prepare-data"
         )
-    heirs = [rung for rung in rungs if RUNGS[rung].inherits]
-    teacher = find_teacher(folder, checkpoint, shape_of(heirs[0])) if heirs else None
-    readers = [shape_of("plain")] if "plain" in rungs else []
-    readers += [teacher.shape] if teacher else []
-    first, tokenizer = tokenizer_of(teacher, folder) if teacher else ([], None)
+    if config.is_bound("train.checkpoint"):
+        raise UserError("train.checkpoint goes with reproduce.dataset, expected none with text")
+    teacher = None
+    if any(RUNGS[rung].inherits for rung in rungs):
+        teacher = find_teacher(folder, checkpoint, shape_of("rounds"))
+    elif checkpoint is not None:
+        raise UserError("reproduce.teacher is bound, but no rung of reproduce.rungs inherits")
     trained = ["teacher"] if teacher and not teacher.opened else []
+    readers = [scope for scope in (*trained, *rungs) if not _compact(scope)]
+    vocab_sizes = {scope: shape_of(scope).vocab_size for scope in readers}
+    if teacher and teacher.opened:
+        vocab_sizes["the teacher"] = teacher.shape.vocab_size
+    if len({*vocab_sizes.values()}) > 1:
+        told = ", ".join(f"{size:,} of {scope}" for scope, size in vocab_sizes.items())
+        raise UserError(f"ModelShape.vocab_size is {told}: expected one, of the big tokenizer")
+    first, tokenizer = tokenizer_of(teacher, folder) if teacher else ([], None)
     steps, rows = prepare_text(
         folder,
         text,
-        big_vocab=max((shape.vocab_size for shape in readers), default=None),
-        given_tokenizer=tokenizer,
-        check=lambda rows: _check_epochs(rows, [*trained, *rungs], max_epochs),
+        big_vocab=next(iter(vocab_sizes.values()), None),
+        tokenizer=tokenizer,
+        check=lambda rows: _check_rows(rows, [*trained, *rungs], max_epochs),
     )
     if not teacher:
         return steps, rows, None
@@ -183,9 +204,13 @@ def _shared(
     return first + steps + more, rows, start
 
 
-def _check_epochs(rows: Rows, scopes: list[str], most: float) -> None:
-    """Checks the trainings of rungs, and of the teacher, on their rows."""
+def _compact(scope: str) -> bool:
+    """Whether a rung takes the compact tokenizer; the teacher does not."""
+    return scope in RUNGS and RUNGS[scope].compact
+
+
+def _check_rows(rows: Rows, scopes: list[str], max_epochs: float) -> None:
+    """Checks the rows for the models of rungs, and for the teacher."""
     for scope in scopes:
-        compact = scope in RUNGS and RUNGS[scope].compact
-        if (dataset := rows.compact if compact else rows.big) is not None:
-            check_epochs(scope, dataset, most)
+        dataset = rows.compact if _compact(scope) else rows.big
+        check_rows(scope, dataset, max_epochs)

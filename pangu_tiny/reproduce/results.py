@@ -1,6 +1,7 @@
 """What a recipe found, rung by rung: as `report.json` keeps it, and in lines for a terminal."""
 
 import dataclasses
+import math
 from typing import Any
 
 from etils import epath
@@ -22,8 +23,9 @@ class Results:
       evaluated: what evaluate found of "teacher", and of "cut", before any training.
       samples: prompts, each with the text that begins with it.
       seconds: that all took.
-      results: the same whatever it was run on, and however often it was interrupted.
+      results: the same on one machine, however often it was interrupted.
       lines: by protocol, the rungs side by side.
+      by_source: the same by protocol and source of text.
     """
 
     rungs: list[str]
@@ -36,17 +38,29 @@ class Results:
     seconds: float = 0.0
     results: dict[str, Any] = dataclasses.field(default_factory=dict)
     lines: dict[str, list[Line]] = dataclasses.field(default_factory=dict)
+    by_source: dict[str, dict[str, list[Line]]] = dataclasses.field(default_factory=dict)
 
     def gather(self, ladder: Ladder, rows: Rows) -> None:
         """Fills `results` and `lines` from models that are evaluated."""
-        models = []
-        for protocol in self.protocols:
-            found: dict[str, dict[int, float]] = {}
+        models = [t for rung in self.rungs for t in trials_of(rung, self.protocols, self.seeds)]
+        sources = list(ladder.found[models[0]]["sources"])
+
+        def compared(protocol: str, source: str | None = None) -> list[Line]:
+            found = {}
             for rung in self.rungs:
-                trials = trials_of(rung, [protocol], self.seeds)
-                found[rung] = {t.seed: ladder.found[t]["bits_per_byte"] for t in trials}
-                models += [trial for trial in trials if trial not in models]
-            self.lines[protocol] = compare(found)
+                of = {t.seed: ladder.found[t] for t in trials_of(rung, [protocol], self.seeds)}
+                found[rung] = {
+                    seed: one["sources"][source] if source else one["bits_per_byte"]
+                    for seed, one in of.items()
+                }
+            lines = compare(found)
+            return lines if protocol == "equal" else [line._replace(holds=None) for line in lines]
+
+        self.lines = {protocol: compared(protocol) for protocol in self.protocols}
+        self.by_source = {
+            protocol: {source: compared(protocol, source) for source in sources}
+            for protocol in self.protocols
+        }
         shapes = {rung: shape_of(rung) for rung in self.rungs}
         self.results = {
             "rungs": {
@@ -61,10 +75,20 @@ class Results:
             "compressors": _compressors(rows.compact),
             "models": [self._model(ladder, trial) for trial in models],
             "ladder": {
-                protocol: [_figures(line) for line in lines]
+                protocol: {
+                    "rungs": [_figures(line) for line in lines],
+                    "sources": {
+                        source: [_figures(line) for line in of]
+                        for source, of in self.by_source[protocol].items()
+                    },
+                }
                 for protocol, lines in self.lines.items()
             },
-            "tuning": {rung: tuned for rung in self.rungs if (tuned := ladder.tuned(rung))},
+            "tuning": {
+                scope: {f"{rate:g}": _finite(value) for rate, value in tuned.items()}
+                for scope in dict.fromkeys(trial.scope for trial in models)
+                if (tuned := ladder.tuned(scope))
+            },
             "samples": [{"prompt": prompt, "text": text} for prompt, text in self.samples],
         }
         if self.teacher:
@@ -94,24 +118,25 @@ class Results:
             {m["seed"]: m["bits_per_byte"] for m in self.of_rung(rung, protocol)}
             for rung in (self.rungs[0], self.rungs[-1])
         )
-        share = 1 - self.lines[protocol][-1].mean / self.lines[protocol][0].mean
+        share = 1 - self.lines[protocol][-1].spread.mean / self.lines[protocol][0].spread.mean
         more = "less" if share >= 0 else "more"
-        return f"{abs(share):.1%} {more} than {self.rungs[0]}, {shown(*gain_of(first, last))}"
+        return f"{abs(share):.1%} {more} than {self.rungs[0]}, {gain_of(first, last)}"
 
     def told(self, folder: epath.Path, ladder: Ladder, last: Trial) -> str:
         """The rungs, where all lies, and what can be done with it."""
         lines = []
         for protocol, rungs in self.lines.items():
-            if len(rungs) > 1:
-                lines.append(f"held-out bits per byte, protocol {protocol}")
+            lines.append(f"held-out bits per byte, protocol {protocol}")
             for line in rungs:
                 holds = "" if line.holds is not False else "  does not hold"
-                lines.append(f"  {line.rung:<13}{spread(line)}  {RUNGS[line.rung].adds}{holds}")
+                lines.append(f"  {line.rung:<13}{line.spread}  {RUNGS[line.rung].adds}{holds}")
             if len(rungs) > 1:
                 lines.append(f"  {self.rungs[-1]}: {self.whole_gain(protocol)}")
         others = self.results["compressors"]
         others = ", ".join(f"{name} {value:.3f}" for name, value in others.items())
         model = ladder.found[last]["checkpoint"]
+        logs = any(ladder.model_of(last).glob("round_1/tensorboard"))
+        events = [f"  TensorBoard  tensorboard --logdir {folder / 'models'}"] if logs else []
         return "\n".join(
             [
                 *lines,
@@ -119,34 +144,29 @@ class Results:
                 f"after {self.seconds:.0f} s",
                 f"  report       {folder / 'report.html'}",
                 f"  checkpoint   {model}",
-                f"  TensorBoard  tensorboard --logdir {folder / 'models'}",
+                *events,
                 "More text from it:",
                 f"  pangu-tiny generate --gin.generate.checkpoint={model} "
                 f"--gin.generate.prompt='def '",
                 "The whole ladder, five rungs with three seeds:",
                 "  pangu-tiny reproduce --gin_file=recipes/laptop.gin "
                 "--gin.reproduce.workdir=runs/ladder",
-                "Text of your own (.txt, .jsonl, .parquet, a folder of them), a big model of your "
-                "own (from import-hf):",
+                "Text of your own (.txt, .jsonl, .parquet, a folder of them); gin/README.md tells "
+                "how to inherit from a big model of your own:",
                 "  pangu-tiny reproduce --gin_file=recipes/quickstart.gin "
-                "--gin.reproduce.workdir=runs/mine "
-                "--gin.reproduce.text=PATH --gin.reproduce.teacher=CHECKPOINT",
+                "--gin.reproduce.workdir=runs/mine --gin.reproduce.text=PATH",
             ]
         )
 
 
-def spread(line: Line) -> str:
-    """A mean with half of its range."""
-    return f"{line.mean:.3f}" + (f" ± {line.half_range:.3f}" if line.half_range else "")
-
-
-def shown(mean: float, interval: tuple[float, float] | None) -> str:
-    """A gain, with its interval."""
-    return f"{mean:+.3f}" + (f" [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else "")
-
-
 def _figures(line: Line) -> dict[str, Any]:
-    return {**line._asdict(), "gain": line.gain and line.gain._asdict()}
+    gain = line.gain and line.gain._asdict()
+    return {"rung": line.rung, **line.spread._asdict(), "gain": gain, "holds": line.holds}
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no infinity."""
+    return value if value < math.inf else None
 
 
 def _text(dataset: str) -> dict[str, Any]:

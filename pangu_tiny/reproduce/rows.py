@@ -6,12 +6,11 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from pangu_tiny import config
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.data.prepare_data import prepare_data
 from pangu_tiny.reproduce.agenda import Step
 from pangu_tiny.reproduce.corpus import write_python_library
-from pangu_tiny.rounds.stages import run
+from pangu_tiny.rounds.stages import run, settings
 from pangu_tiny.text.sources import Text
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.vocabulary.compress_tokenizer import compress_tokenizer
@@ -19,8 +18,12 @@ from pangu_tiny.vocabulary.count_tokens import count_tokens
 
 
 class Rows(NamedTuple):
-    """Workdirs of prepare-data, of the same text: in the ids of the big tokenizer, which is None
-    where rows are given, and in those of the compact one."""
+    """Workdirs of prepare-data, of the same text.
+
+    Attributes:
+      big: in the ids of the big tokenizer; None where there is no text, but rows that are given.
+      compact: in those of the compact one.
+    """
 
     big: str | None
     compact: str
@@ -30,90 +33,64 @@ def prepare_text(
     folder: epath.Path,
     text: Text | None,
     big_vocab: int | None,
-    given_tokenizer: str | None,
+    tokenizer: str | None,
     check: Callable[[Rows], None],
 ) -> tuple[list[Step], Rows]:
     """The stages of text.
 
     Args:
       text: None is the library of this Python installation.
-      given_tokenizer: the big one; None is the one that is bound for prepare-data, or is trained
-        there.
+      big_vocab: of the models that are made here and take the big tokenizer; one that is bound and
+        has more pieces is cut to as many first.
+      tokenizer: the big one, of a teacher that is given; None is the one that is bound for
+        prepare-data, or is trained there.
       check: called with the rows as soon as they are there.
-      big_vocab: of the models that take the big tokenizer; a tokenizer that is bound and has more
-        pieces is cut to as many first.
     """
     corpus: Any = os.fspath(folder / "corpus.jsonl") if text is None else text
-    rows = Rows(os.fspath(folder / "big_data"), os.fspath(folder / "data"))
-    given, _ = config.arguments(prepare_data, text=corpus, workdir=rows.big)
-    reading = {name: value for name, value in given.items() if name == "text_key"}
-    tokenizer, steps = given.get("tokenizer"), []
+    big, compact = os.fspath(folder / "big_data"), os.fspath(folder / "data")
+    own = {} if tokenizer is None else {"tokenizer": tokenizer, "vocab_size": None}
+    bound = settings(prepare_data, text=corpus, workdir=big, **own)
+    key = {"text_key": bound["text_key"]}
 
-    def cut(counts: str, tokenizer: str, workdir: str, **size: Any) -> Any:
-        return run(
-            "",
-            compress_tokenizer,
-            workdir=os.fspath(folder / workdir),
-            counts=os.fspath(folder / counts),
-            tokenizer=tokenizer,
-            text=corpus,
-            **size,
-            **reading,
-        )
+    def count(workdir: str, **source: Any) -> None:
+        nothing = {"text": None, "tokenizer": None, "dataset": None}
+        run("", count_tokens, workdir=os.fspath(folder / workdir), **{**nothing, **source})
 
+    def cut(counts: str, tokenizer: str, workdir: str, **size: Any) -> None:
+        places = {"counts": os.fspath(folder / counts), "workdir": os.fspath(folder / workdir)}
+        run("", compress_tokenizer, tokenizer=tokenizer, text=corpus, **places, **size, **key)
+
+    def prepare(workdir: str, **tokenizer: Any) -> None:
+        run("", prepare_data, text=corpus, workdir=workdir, **tokenizer)
+
+    def prepare_compact() -> None:
+        prepare(compact, tokenizer=f"{folder / 'tokenizer'}/tokenizer.model", vocab_size=None)
+        check(Rows(big, compact))
+
+    steps: list[Step] = []
     if text is None:
         library = epath.Path(corpus)
         steps.append(Step("the library of Python", lambda: write_python_library(library)))
-    if given_tokenizer:
-        tokenizer = given_tokenizer
-    elif tokenizer and big_vocab and Tokenizer.open(tokenizer).vocab_size > big_vocab:
-        whole, tokenizer = tokenizer, os.fspath(folder / "big_tokenizer" / "tokenizer.model")
-
-        def count() -> Any:
-            held_out = {k: v for k, v in given.items() if k == "held_out_fraction"}
-            place = os.fspath(folder / "whole_counts")
-            source = {"dataset": None, "text": corpus, "tokenizer": whole}
-            return run("", count_tokens, workdir=place, **source, **held_out, **reading)
-
+    whole = None if tokenizer else bound["tokenizer"]
+    if whole and big_vocab and Tokenizer.open(whole).vocab_size > big_vocab:
+        held_out = {"held_out_fraction": bound["held_out_fraction"]}
         size = {"vocab_size": big_vocab, "coverage": None, "embedding_share": None}
+        source = {"text": corpus, "tokenizer": whole, **held_out, **key}
         steps += [
-            Step("count-tokens, tokenizer as given", count),
+            Step("count-tokens, whole tokenizer", lambda: count("whole_counts", **source)),
             Step(
-                f"compress-tokenizer to {big_vocab:,} pieces",
+                f"compress-tokenizer, to {big_vocab:,} pieces",
                 lambda: cut("whole_counts", whole, "big_tokenizer", **size),
             ),
         ]
-    vocab_size = None if tokenizer else given.get("vocab_size")
-    big = {"workdir": rows.big, "tokenizer": tokenizer, "vocab_size": vocab_size}
-
-    def prepare() -> None:
-        compact = {"tokenizer": f"{folder / 'tokenizer'}/tokenizer.model", "vocab_size": None}
-        run("", prepare_data, text=corpus, workdir=rows.compact, **compact)
-        check(rows)
-
+        own = {"tokenizer": f"{folder / 'big_tokenizer'}/tokenizer.model", "vocab_size": None}
     steps += [
-        Step(
-            "prepare-data, big tokenizer",
-            lambda: run("", prepare_data, text=corpus, **big),
-        ),
-        Step(
-            "count-tokens",
-            lambda: run(
-                "",
-                count_tokens,
-                workdir=os.fspath(folder / "counts"),
-                dataset=rows.big,
-                text=None,
-                tokenizer=None,
-            ),
-        ),
-        Step(
-            "compress-tokenizer",
-            lambda: cut("counts", f"{rows.big}/tokenizer.model", "tokenizer"),
-        ),
-        Step("prepare-data, compact tokenizer", prepare),
+        Step("prepare-data, big tokenizer", lambda: prepare(big, **own)),
+        Step("count-tokens", lambda: count("counts", dataset=big)),
+        Step("compress-tokenizer", lambda: cut("counts", f"{big}/tokenizer.model", "tokenizer")),
+        Step("prepare-data, compact tokenizer", prepare_compact),
     ]
-    return steps, rows
+    return steps, Rows(big, compact)
 
 
 def bytes_a_token(dataset: str) -> float:

@@ -26,13 +26,13 @@ class Rung(NamedTuple):
 
 RUNGS = {
     "plain": Rung("wide and shallow, with the big vocabulary", compact=False),
-    "tokenizer": Rung("compact tokenizer, what it saves in depth"),
+    "tokenizer": Rung("compact tokenizer; deeper by the parameters that it saves"),
     "architecture": Rung("narrower and deeper"),
     "inheritance": Rung("parameters inherited from the teacher", inherits=True),
     "rounds": Rung("a second round on what was forgotten", inherits=True, again=True),
 }
 PROTOCOLS = {
-    "equal": "equal tokens: all rounds together as many as one on the rungs below",
-    "paper": "one corpus: every tokenizer reads it once, a second round comes on top",
+    "equal": "every model is trained on equally many tokens, in all its rounds together",
+    "paper": "equal bytes of text for both tokenizers; the second round comes on top",
 }
 SCOPES = ("teacher", *RUNGS)

@@ -10,8 +10,8 @@ from pangu_tiny.checkpoints.read import Checkpoint, open_checkpoint
 from pangu_tiny.errors import UserError
 from pangu_tiny.evaluation.evaluate import evaluate
 from pangu_tiny.inherit.cut_list import check_fits
-from pangu_tiny.inherit.inherit import inherit
-from pangu_tiny.inherit.rank_teacher import rank_teacher
+from pangu_tiny.inherit.inherit import check_tie, inherit
+from pangu_tiny.inherit.rank_teacher import check_method, rank_teacher
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.reproduce.agenda import Step
 from pangu_tiny.reproduce.rows import Rows
@@ -40,7 +40,7 @@ def find_teacher(folder: epath.Path, checkpoint: str | None, student: ModelShape
     if checkpoint is not None:
         opened = open_checkpoint(checkpoint)
         teacher = Teacher(checkpoint, opened, opened.shape)
-    elif config.has_scope("teacher"):
+    elif config.bound_with("teacher"):
         shape = training_of("teacher")["model"]
         teacher = Teacher(os.fspath(folder / "teacher"), None, shape)
     else:
@@ -48,8 +48,15 @@ def find_teacher(folder: epath.Path, checkpoint: str | None, student: ModelShape
             "there is no teacher to inherit from, expected reproduce.teacher, a checkpoint, or "
             "teacher/ModelShape.* and what else is to be trained: see recipes/laptop.gin"
         )
-    kv = settings(inherit, teacher="", workdir="")["kv"]
-    check_fits(teacher.shape, student, kv)
+    ranking = settings(rank_teacher, teacher="", workdir="", dataset="")
+    cutting = settings(inherit, teacher="", workdir="", importance="", tokenizer="")
+    check_method(ranking["method"], student)
+    check_fits(teacher.shape, student, cutting["kv"])
+    check_tie(teacher.shape, student, cutting["tie"])
+    if ranking["kv"] != cutting["kv"]:
+        raise UserError(
+            f"rank_teacher.kv is {ranking['kv']!r}, inherit.kv {cutting['kv']!r}: expected the same"
+        )
     return teacher
 
 
@@ -80,7 +87,7 @@ def cut_teacher(
       The stages, and the workdir of inherit.
     """
     places = {name: os.fspath(folder / name) for name in ("importance", "cut", "tokenizer")}
-    steps = []
+    source = {"teacher": teacher.checkpoint}
 
     def evaluated(name: str, checkpoint: str, dataset: str | None) -> None:
         place = os.fspath(folder / f"{name}_evaluation")
@@ -92,36 +99,23 @@ def cut_teacher(
             check_ended(ended)
 
     def ranked() -> None:
-        grams = settings(inherit, teacher="", workdir="")["correct_outputs"]
-        given = {"output_grams": True} if grams else {}
-        run(
-            "",
-            rank_teacher,
-            teacher=teacher.checkpoint,
-            dataset=rows.big,
-            workdir=places["importance"],
-            **given,
-        )
+        corrects = settings(inherit, teacher="", workdir="")["correct_outputs"]
+        grams = {"output_grams": True} if corrects else {}
+        place = places["importance"]
+        run("", rank_teacher, dataset=rows.big, workdir=place, **source, **grams)
 
     def inherited() -> None:
-        run(
-            "",
-            inherit,
-            teacher=teacher.checkpoint,
-            importance=places["importance"],
-            tokenizer=places["tokenizer"],
-            workdir=places["cut"],
-        )
+        read = {name: places[name] for name in ("importance", "tokenizer")}
+        run("", inherit, workdir=places["cut"], **source, **read)
         evaluated("cut", places["cut"], rows.compact)
 
-    if not teacher.opened:
-        steps.append(Step("train the teacher", trained, flops_of(training_of("teacher"), length)))
-    steps += [
-        Step(
-            "evaluate the teacher",
-            lambda: evaluated("teacher", teacher.checkpoint, rows.big),
-        ),
+    steps = [
+        Step("evaluate the teacher", lambda: evaluated("teacher", teacher.checkpoint, rows.big)),
         Step("rank-teacher", ranked),
         Step("inherit", inherited),
     ]
+    if not teacher.opened:
+        steps.insert(
+            0, Step("train the teacher", trained, flops_of(training_of("teacher"), length))
+        )
     return steps, places["cut"]

@@ -5,14 +5,34 @@ from typing import Any
 from pangu_tiny import config
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import Stopped, UserError
+from pangu_tiny.reproduce.rungs import RUNGS, SCOPES
 from pangu_tiny.rounds.stages import settings
 from pangu_tiny.training.train import Trained, train
+
+_OF_A_TEACHER = ("train", "ModelShape", "Optimizer", "Hardware", "Watching")
 
 
 def training_of(scope: str) -> dict[str, Any]:
     """All settings of `train` for a rung, or for the teacher."""
     with config.within(scope):
         return settings(train, dataset="", workdir="")
+
+
+def check_scopes() -> None:
+    """Refuses what may not differ on a rung, where all but shape and rate is shared, and what is
+    not of the teacher's training."""
+    for scope in SCOPES:
+        for binding, origin in config.bound_with(scope).items():
+            owner, plain = binding.partition(".")[0], f"expected {binding} without {scope}/"
+            if scope == "teacher":
+                if owner not in _OF_A_TEACHER:
+                    raise UserError(f"{origin}: {owner} is shared by all models, {plain}")
+            elif owner == "ModelShape" and RUNGS[scope].inherits:
+                raise UserError(f"{origin}: all rungs that inherit have one shape, {plain}")
+            elif owner not in ("ModelShape", "Hardware") and binding != "Optimizer.learning_rate":
+                raise UserError(
+                    f"{origin}: rungs may differ in ModelShape and Optimizer.learning_rate, {plain}"
+                )
 
 
 def tokens_of(training: dict[str, Any], length: int) -> int:
@@ -25,16 +45,23 @@ def flops_of(training: dict[str, Any], length: int) -> float:
     return training["model"].flops_per_token(length) * tokens_of(training, length)
 
 
-def check_epochs(scope: str, dataset: str, most: float) -> None:
-    """Refuses a training, or a first round, that would go through the rows too often."""
-    training = training_of(scope)
-    taken = training["steps"] * training["global_batch"]
-    rows = TokenDataset.described(dataset).count("train")
-    if taken > most * rows:
+def check_rows(scope: str, dataset: str, max_epochs: float) -> None:
+    """Refuses rows that do not fit the model of a rung or of the teacher, that hold nothing out, or
+    that a training, or a first round, would go through too often."""
+    training, rows = training_of(scope), TokenDataset.described(dataset)
+    if rows.vocab_size != training["model"].vocab_size:
         raise UserError(
-            f"{scope}: train.steps × train.global_batch is {taken:,} rows, {taken / rows:.1f} times"
-            f" the {rows:,} of dataset {dataset}, expected at most reproduce.max_epochs, {most:g}: "
-            f"take more text, or fewer steps"
+            f"{scope}: ModelShape.vocab_size is {training['model'].vocab_size:,}, the tokenizer of "
+            f"dataset {dataset} has {rows.vocab_size:,} pieces: expected as many"
+        )
+    if not rows.count("held_out"):
+        raise UserError(f"dataset {dataset} holds nothing out: prepare_data.held_out_fraction is 0")
+    taken, count = training["steps"] * training["global_batch"], rows.count("train")
+    if taken > max_epochs * count:
+        raise UserError(
+            f"{scope}: train.steps × train.global_batch is {taken:,} rows, {taken / count:.1f} "
+            f"times the {count:,} of dataset {dataset}, expected at most reproduce.max_epochs, "
+            f"{max_epochs:g}: take more text, or fewer steps"
         )
 
 

@@ -60,7 +60,7 @@ def train_rounds(
         raise UserError("train-rounds sets SharedSchedule.start and SharedSchedule.steps itself")
     steps = total = first["steps"]
     if rounds > 1:
-        later = _later_steps(first)
+        later = later_steps(first)
         total += (rounds - 1) * later
         say(f"{total:,} steps in all: {steps:,} in round 1, {later:,} in each of the later ones")
     shares = schedule == "shared"
@@ -111,8 +111,9 @@ def train_rounds(
     return trained
 
 
-def _later_steps(first: dict[str, Any]) -> int:
-    """Steps of each round after the first, which has these settings."""
+def later_steps(first: dict[str, Any]) -> int:
+    """Steps of each round after the first, which has these settings; refuses those of the later
+    rounds that cannot be."""
     steps, hardware = first["steps"], first["hardware"]
     scoring = settings(score_batches, checkpoint="", dataset="", workdir="")
     check_scoring(scoring["unit"], scoring["dtype"])

@@ -12,7 +12,7 @@ from etils import epath
 from pangu_tiny.checkpoints.read import committed_steps
 from pangu_tiny.checkpoints.run import Writer
 from pangu_tiny.data.dataset import TokenDataset
-from pangu_tiny.errors import UserError, check_number
+from pangu_tiny.errors import Diverged, UserError, check_number
 from pangu_tiny.program.step import Metrics
 from pangu_tiny.progress import Progress
 from pangu_tiny.topology.processes import alone
@@ -180,12 +180,12 @@ class Watch:
         self._log.log(step, **figures)
         self._last_step, self._last_time, self._waited = step + 1, now, 0.0
 
-    def _not_finite(self, step: int, metrics: Metrics) -> UserError:
+    def _not_finite(self, step: int, metrics: Metrics) -> Diverged:
         self._writer.wait()
         folder = self._writer.folder
         # One of this very step may hold what the loss came from.
         good = [saved for saved in committed_steps(folder) if saved < step]
-        return UserError(
+        return Diverged(
             f"step {step}: loss {metrics.loss} and gradient norm {metrics.gradient_norm} are not "
             f"finite; the last checkpoint that finite steps followed is "
             f"{folder / str(good[0]) if good else 'none'}; a lower Optimizer.learning_rate, or "

@@ -25,6 +25,7 @@ SMALL = {
     "teacher/ModelShape.ffn_width": 32,
     "teacher/train.steps": 6,
     "train.steps": 6,
+    "train.global_batch": 8,
     "train.evaluate_every": 3,
     "Watching.log_every": 1,
     "Hardware.compilation_cache": "None",

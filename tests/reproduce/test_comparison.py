@@ -14,8 +14,9 @@ def test_a_ladder_of_three_seeds():
     above = {1: 2.9, 2: 3.0, 3: 2.8}
     first, second = compare({"plain": below, "tokenizer": above})
     assert (first.rung, first.gain, first.holds) == ("plain", None, None)
-    assert first.mean == pytest.approx(3.1) and first.half_range == pytest.approx(0.1)
-    assert second.mean == pytest.approx(2.9) and second.holds
+    assert first.spread == pytest.approx((3.1, 0.1))
+    assert second.spread == pytest.approx((2.9, 0.1)) and second.holds
+    assert str(second.spread) == "2.900 ± 0.100" and str(second.gain) == "+0.200 [-0.048, +0.448]"
     assert second.gain.mean == pytest.approx(0.2)
     # Differences 0.1, 0.2, 0.3: standard error 0.1/√3, t of two degrees of freedom 4.3027.
     assert second.gain.interval == pytest.approx((0.2 - 0.24841, 0.2 + 0.24841), abs=1e-4)

@@ -1,5 +1,7 @@
 """Recipes that are refused, and the sizes of those that are shipped."""
 
+import json
+
 import hypothesis
 import hypothesis.strategies as st
 import pytest
@@ -7,8 +9,9 @@ from recipes import SMALL, argv, shipped
 
 from pangu_tiny import cli, config
 from pangu_tiny.cli import STAGES, find_stage
+from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.reproduce.ladder import check_sizes, first_round
-from pangu_tiny.reproduce.rungs import SCOPES
+from pangu_tiny.reproduce.rungs import RUNGS, SCOPES
 
 
 @hypothesis.given(steps=st.integers(1, 10**6), rounds=st.integers(1, 4), rate=st.floats(0.01, 1.0))
@@ -43,6 +46,29 @@ def refusal(recipe, workdir, capsys, **changes):
         ({"third/train.steps": 3}, "unknown scope 'third', expected one of teacher, plain"),
         ({"teacher/ModelShape.depth": 1}, "ModelShape.depth is 2, the teacher has only 1"),
         ({"reproduce.teacher": "nowhere"}, "nowhere"),
+        ({"reproduce.rungs": []}, "reproduce.rungs is [], expected each once"),
+        ({"reproduce.protocols": ["equal", "equal"]}, "reproduce.protocols is ['equal', 'equal'],"),
+        ({"reproduce.rates": [1e-3, 1e-3]}, "reproduce.rates is [0.001, 0.001], expected differe"),
+        ({"select_batches.rate": 50}, "select_batches.rate is 50.0, expected"),
+        ({"select_batches.rate": -2}, "select_batches.rate is -2.0, expected"),
+        ({"rank_teacher.method": "tailor"}, "rank_teacher.method is 'tailor', expected one of"),
+        ({"rank_teacher.kv": "merge"}, "rank_teacher.kv is 'merge', inherit.kv 'drop': expected"),
+        ({"inherit.tie": "head"}, "inherit.tie is 'head', but no two matrices become one"),
+        ({"train.checkpoint": "cut"}, "train.checkpoint goes with reproduce.dataset"),
+        (
+            {"teacher/ModelShape.vocab_size": 320},
+            "ModelShape.vocab_size is 320 of teacher, 310 of plain: expected one, of the big tok",
+        ),
+        (
+            {"plain/train.steps": 3},
+            "plain/train.steps=3: rungs may differ in ModelShape and Optimizer.learning_rate, expe",
+        ),
+        ({"rounds/ModelShape.depth": 3}, "all rungs that inherit have one shape, expected ModelS"),
+        ({"teacher/inherit.kv": "merge"}, "inherit is shared by all models, expected inherit.kv w"),
+        (
+            {"reproduce.rungs": ["plain"], "reproduce.teacher": "t"},
+            "reproduce.teacher is bound, but no rung of reproduce.rungs inherits",
+        ),
         ({"reproduce.dataset": "rows"}, "reproduce.text and reproduce.dataset are bound"),
     ],
 )
@@ -77,6 +103,38 @@ def test_a_recipe_without_a_teacher(tmp_path, text, capsys):
     bare[1] = f"--gin_file={tmp_path / 'a.gin'}"
     assert cli.main(bare) == 2
     assert "there is no teacher to inherit from, expected" in capsys.readouterr().err
+
+
+def test_the_rungs_of_the_paper_differ_by_less_than_four_percent():
+    """Its own shapes: a compact vocabulary in whole layers, and PanGu-π-1B Pro."""
+
+    def made(model: ModelShape) -> None: ...
+
+    counts = []
+    for rung in RUNGS:
+        config.read(map(find_stage, STAGES), [f"paper/ladder/{rung}.gin"], [], SCOPES)
+        counts.append(config.arguments(made)[0]["model"].parameters)
+    assert all(abs(count / counts[0] - 1) < 0.04 for count in counts)
+    assert counts[2] == counts[3] == counts[4] == 995_604_736
+
+
+@pytest.mark.pods
+@pytest.mark.parametrize("recipe", ["quickstart", "gpu"])
+def test_other_small_recipes_run(recipe, text, tmp_path):
+    """As they are shipped, in small; in the ladder of `conftest.py` it is the laptop's."""
+    given = {
+        "reproduce.text": text,
+        "prepare_data.text_key": "body",
+        "prepare_data.tokenizer": None,
+        "train.dtype": "float32",
+        "reproduce.seeds": [1],
+        "ModelShape.shortcut_ratio": 8,
+    }
+    if recipe == "gpu":
+        given |= {"plain/ModelShape.heads": 2, "tokenizer/ModelShape.heads": 2}
+    assert cli.main(argv(recipe, tmp_path / "run", **given)) == 0
+    found = json.loads((tmp_path / "run" / "report.json").read_text())["results"]
+    assert {"plain", "rounds"} <= found["rungs"].keys()
 
 
 @pytest.mark.parametrize("file", shipped("recipes/*.gin"))

@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from recipes import argv
+from tiny_runs import prepare
 
 from pangu_tiny import cli
 from pangu_tiny.errors import UserError
@@ -17,7 +18,8 @@ from pangu_tiny.reproduce import ladder as ladder_file
 from pangu_tiny.reproduce.reproduce import reproduce
 from pangu_tiny.reproduce.rungs import RUNGS
 from pangu_tiny.rounds import train_rounds as rounds
-from pangu_tiny.training.train import Trained
+from pangu_tiny.rounds.stages import settings
+from pangu_tiny.training.train import Trained, train
 
 
 def results(workdir):
@@ -56,6 +58,9 @@ def test_equal_tokens_and_one_corpus(ladder):
     steps = {(m["rung"], m["protocol"]): m["steps"] for m in found["models"]}
     assert steps["rounds", "equal"] == [4, 2] and steps["rounds", "paper"] == [6, 3]
     text = found["text"]
+    for model in found["models"]:
+        rows = text["big" if model["rung"] == "plain" else "compact"]
+        assert model["bytes"] == round(model["tokens"] * rows["bytes_a_token"])
     fewer = text["compact"]["bytes_a_token"] / text["big"]["bytes_a_token"]
     assert steps["plain", "paper"] == [round(6 * fewer)]
     assert set(tokens) == {(rung, "equal") for rung in RUNGS} | {
@@ -80,7 +85,7 @@ def test_the_report_says_what_was_evaluated(ladder):
             told = json.loads((folder / f"evaluation_{number}" / "evaluation.json").read_text())
             assert told["bits_per_byte"] == model["bits_per_byte"]
             assert model["sources"].keys() == {"one", "two"}
-    for line in found["ladder"]["equal"]:
+    for line in found["ladder"]["equal"]["rungs"]:
         values = [
             m["bits_per_byte"]
             for m in found["models"]
@@ -98,11 +103,11 @@ def test_the_page_shows_it(ladder):
     found, page = results(ladder), (ladder / "report.html").read_text()
     plot = (ladder / "ladder.svg").read_text()
     assert plot.startswith("<svg") and plot in page
-    for protocol, lines in found["ladder"].items():
+    for protocol, compared in found["ladder"].items():
         assert f"Protocol {protocol}: " in page
-        for line in lines:
+        for line in compared["rungs"] + compared["sources"]["two"]:
             assert f"<td>{line['mean']:.3f}</td>" in page
-    assert page.count("<td>yes</td>") + page.count("<td>no</td>") == 8
+    assert page.count("<td>yes</td>") + page.count("<td>no</td>") == 4
     assert "<b>the &lt;b&gt;</b>" in page and "<h2>Forgetting</h2>" in page
 
 
@@ -122,7 +127,7 @@ def test_rates_are_tuned_on_a_seed_of_their_own(changes, tmp_path, capsys):
     values = [model["bits_per_byte"] for model in found["models"]]
     assert [model["learning_rate"] for model in found["models"]] == [4e-3, 4e-3]
     assert [model["seed"] for model in found["models"]] == [1, 2]
-    (line,) = found["ladder"]["equal"]
+    (line,) = found["ladder"]["equal"]["rungs"]
     assert line["mean"] == pytest.approx(np.mean(values))
     assert (
         line["half_range"] == pytest.approx(abs(values[0] - values[1]) / 2)
@@ -137,12 +142,13 @@ def test_the_rungs_stand_side_by_side(ladder, again, capsys):
     assert cli.main(again) == 0
     out = capsys.readouterr().out
     found = json.loads((ladder / "report.json").read_text())["results"]["ladder"]
+    found = {protocol: compared["rungs"] for protocol, compared in found.items()}
     assert [line["rung"] for line in found["equal"]] == list(RUNGS)
     for line in found["equal"] + found["paper"]:
         assert f"  {line['rung']:<13}{line['mean']:.3f}" in out
     assert re.search(r"rounds: [0-9.]+% (less|more) than plain", out)
     assert f"report       {ladder / 'report.html'}" in out
-    assert "recipes/laptop.gin" in out and "--gin.reproduce.teacher=" in out
+    assert "recipes/laptop.gin" in out and "recipes/quickstart.gin" in out
 
 
 def test_the_report_shows_curves(ladder):
@@ -158,13 +164,34 @@ def test_what_was_found_is_apart_from_what_it_was_run_on(ladder):
     assert [sample["prompt"] for sample in told["results"]["samples"]] == ["the <b>", "cat"]
 
 
-def test_a_corpus_that_is_too_small_is_named(ladder, tmp_path, capsys):
+def test_a_corpus_that_is_too_small_is_named(ladder, text, tmp_path, capsys):
     """Before anything is trained, with text or with rows."""
-    given = {"reproduce.dataset": ladder / "data", "reproduce.rungs": ["rounds"]}
-    assert cli.main(argv("laptop", tmp_path / "again", **given, **{"train.steps": 1000})) == 2
+    few = {"reproduce.rungs": ["architecture"], "train.steps": 1000}
+    given = {**few, "reproduce.dataset": ladder / "data"}
+    assert cli.main(argv("laptop", tmp_path / "again", **given)) == 2
     err = capsys.readouterr().err
-    assert "is 8,000 rows, " in err and "at most reproduce.max_epochs, 4: take more text" in err
+    assert "architecture: train.steps × train.global_batch is 8,000 rows, " in err
+    assert "at most reproduce.max_epochs, 4: take more text" in err
     assert not (tmp_path / "again").exists()
+    given = {**few, "reproduce.text": text, "prepare_data.text_key": "body"}
+    assert cli.main(argv("laptop", tmp_path / "again", **given)) == 2
+    assert "at most reproduce.max_epochs" in capsys.readouterr().err
+    assert not (tmp_path / "again" / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("pieces", "held_out", "named"),
+    [
+        (290, 0.1, "architecture: ModelShape.vocab_size is 300, the tokenizer of dataset"),
+        (300, 0.0, "holds nothing out"),
+    ],
+)
+def test_rows_that_do_not_fit_are_named(pieces, held_out, named, tmp_path, capsys):
+    rows = prepare(tmp_path, vocab_size=pieces, held_out_fraction=held_out)
+    given = {"reproduce.rungs": ["architecture"], "reproduce.dataset": rows}
+    assert cli.main(argv("laptop", tmp_path / "run", **given)) == 2
+    assert named in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_of_another_recipe_is_refused(ladder, again, capsys):
@@ -221,7 +248,6 @@ def test_what_is_done_is_not_done_again(ladder, again):
 
 def test_a_stopped_recipe_says_so_and_evaluates_nothing(again, monkeypatch, capsys):
     """What `train` returns after ^C, which `tests/training/test_resume.py` sends to processes."""
-    train = rounds.train
     stopped = functools.wraps(train)(lambda **given: train(**given)._replace(step=3))
     monkeypatch.setattr(rounds, "train", stopped)
     assert cli.main(again) == 143
@@ -242,7 +268,7 @@ def test_rows_may_be_given_instead_of_text(ladder, tmp_path, monkeypatch, capsys
     rows, seen = str(ladder / "data"), []
 
     def train_rounds(dataset: str, workdir: str, rounds: int = 2) -> Trained:
-        seen.append((dataset, ladder_file.settings(ladder_file.train, workdir="")["checkpoint"]))
+        seen.append((dataset, settings(train, workdir="")["checkpoint"]))
         return Trained(1, 6, "", True)
 
     monkeypatch.setattr(ladder_file, "train_rounds", train_rounds)
@@ -270,7 +296,7 @@ def test_a_teacher_of_ones_own(ladder, text, tmp_path, capsys):
     assert told["text"]["big"]["tokenizer"] == before["text"]["big"]["tokenizer"]
     assert told["models"][0]["steps"] == [4, 2]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "<h2>Held-out text</h2>" in page and "Protocol" not in page
+    assert "<h2>Held-out text, protocol equal</h2>" in page and "<h2>Protocol" not in page
     bound = {**given, "prepare_data.tokenizer": ladder / "tokenizer" / "tokenizer.model"}
     assert cli.main(argv("quickstart", tmp_path / "other", **bound)) == 2
     assert "prepare_data.tokenizer and reproduce.teacher are bound" in capsys.readouterr().err
