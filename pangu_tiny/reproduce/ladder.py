@@ -157,8 +157,7 @@ class Ladder:
         rows = self._rows.compact if rung.compact else self._rows.big
         rate = trial.rate
         if rate is None and self._rates:
-            tuned = self.tuned(trial.scope)
-            rate = min(tuned, key=tuned.__getitem__)
+            rate = self._best_rate(trial.scope)
         rounds, steps = self._plan(trial)
         given: dict[str, Any] = {"train.seed": trial.seed, "train.steps": steps}
         if rate is not None:
@@ -173,6 +172,13 @@ class Ladder:
             place, model = os.fspath(folder / f"evaluation_{rounds}"), trained.checkpoint
             result = run("", evaluate, checkpoint=model, dataset=rows, workdir=place)
         return {**self._figures(folder, rows, rounds, result), "checkpoint": model}
+
+    def _best_rate(self, scope: str) -> float:
+        tuned = self.tuned(scope)
+        best = min(tuned, key=tuned.__getitem__)
+        if tuned[best] == math.inf:
+            raise UserError(f"rung {scope} diverged at all of reproduce.rates, expected lower ones")
+        return best
 
     def _plan(self, trial: Trial) -> tuple[int, int]:
         """How many rounds, and the steps of the first."""

@@ -1,16 +1,21 @@
 """Recipes that are refused, and the sizes of those that are shipped."""
 
 import json
+import math
 
 import hypothesis
 import hypothesis.strategies as st
 import pytest
+from etils import epath
 from recipes import SMALL, argv, shipped
 
 from pangu_tiny import cli, config
 from pangu_tiny.cli import STAGES, find_stage
+from pangu_tiny.errors import Diverged, UserError
 from pangu_tiny.model.shape import ModelShape
-from pangu_tiny.reproduce.ladder import check_sizes, first_round
+from pangu_tiny.reproduce import ladder as ladder_file
+from pangu_tiny.reproduce.ladder import Ladder, check_sizes, first_round
+from pangu_tiny.reproduce.rows import Rows
 from pangu_tiny.reproduce.rungs import RUNGS, SCOPES
 
 
@@ -116,6 +121,28 @@ def test_the_rungs_of_the_paper_differ_by_less_than_four_percent():
         counts.append(config.arguments(made)[0]["model"].parameters)
     assert all(abs(count / counts[0] - 1) < 0.04 for count in counts)
     assert counts[2] == counts[3] == counts[4] == 995_604_736
+
+
+def test_a_rate_that_diverges_is_not_taken(tmp_path, monkeypatch):
+    """Where all do, or where a rate is bound, the rung is named."""
+
+    def train_rounds(dataset: str, workdir: str, rounds: int = 2) -> None:
+        raise Diverged("step 3: loss nan")
+
+    monkeypatch.setattr(ladder_file, "train_rounds", train_rounds)
+    flags = [(name, str(value)) for name, value in SMALL.items()]
+    config.read(map(find_stage, STAGES), ["recipes/laptop.gin"], flags, SCOPES)
+    rows = Rows(None, "rows")
+    ladder = Ladder(epath.Path(tmp_path), rows, 32, None, rates=[1.0, 2.0], tuning_seed=0)
+    *tried, made = ladder.steps(["tokenizer"], ["equal"], [1])
+    for step in tried:
+        step.run()
+    assert ladder.tuned("tokenizer") == {1.0: math.inf, 2.0: math.inf}
+    with pytest.raises(UserError, match=r"rung tokenizer diverged at all of reproduce\.rates"):
+        made.run()
+    (made,) = Ladder(epath.Path(tmp_path), rows, 32, None).steps(["tokenizer"], ["equal"], [1])
+    with pytest.raises(UserError, match="rung tokenizer, seed 1: step 3: loss nan"):
+        made.run()
 
 
 @pytest.mark.pods
