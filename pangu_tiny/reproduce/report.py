@@ -86,7 +86,7 @@ def _ladder(found: Results, protocol: str) -> str:
     """The rungs side by side."""
     sources = list(found.of_rung(found.rungs[0], protocol)[0]["sources"])
     sources = sources if len(sources) > 1 else []
-    head = ("rung", "adds", "tokens", "bytes", "rate", "bits per byte", *sources, "gain", "holds")
+    head = ("rung", "bits per byte", *sources, "gain", "holds", "rate", "tokens", "bytes", "adds")
     rows = []
     for number, line in enumerate(found.lines[protocol]):
         first = found.of_rung(line.rung, protocol)[0]
@@ -95,14 +95,14 @@ def _ladder(found: Results, protocol: str) -> str:
         rows.append(
             (
                 line.rung,
-                RUNGS[line.rung].adds,
-                f"{first['tokens'] / 1e6:,.2f}M",
-                f"{first['bytes'] / 1e6:,.2f}M",
-                "" if rate is None else f"{rate:g}",
                 line.spread,
                 *(found.by_source[protocol][name][number].spread for name in sources),
                 line.gain or "",
                 holds,
+                "" if rate is None else f"{rate:g}",
+                f"{first['tokens'] / 1e6:,.2f}M",
+                f"{first['bytes'] / 1e6:,.2f}M",
+                RUNGS[line.rung].adds,
             )
         )
     seeds = ", ".join(map(str, found.seeds))
@@ -116,7 +116,7 @@ def _ladder(found: Results, protocol: str) -> str:
 
 
 def _ladder_plot(found: Results) -> Figure:
-    """Every model, the means, and the compressors."""
+    """Every model, and the means."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     for place, (protocol, lines) in enumerate(found.lines.items()):
@@ -128,8 +128,6 @@ def _ladder_plot(found: Results) -> Figure:
         for at, line in zip(places, lines, strict=True):
             for model in found.of_rung(line.rung, protocol):
                 axes.plot(at, model["bits_per_byte"], "_", ms=12, color=color)
-    for (name, value), style in zip(found.results["compressors"].items(), ("--", ":"), strict=True):
-        axes.axhline(value, ls=style, color="gray", label=name)
     axes.set_xticks(range(len(found.rungs)), found.rungs)
     axes.set(ylabel="held-out bits per byte")
     axes.grid(alpha=0.3, axis="y")
