@@ -18,32 +18,32 @@ from pangu_tiny.training.metrics import read_metrics
 from pangu_tiny.workdir import environment, read_json, write_atomically
 
 
-def write_report(folder: epath.Path, found: Results, last: epath.Path, rounds: int) -> None:
+def write_report(folder: epath.Path, found: Results, ran: list[epath.Path], seconds: float) -> None:
     """Writes `report.json`, `report.html` and, of several rungs, the plot `ladder.svg`.
 
     Args:
       folder: of the recipe.
-      last: of the last rung's first model, whose training in so many rounds is shown.
+      ran: of the last rung's first model, whose training is shown, round by round.
+      seconds: that the recipe took.
     """
-    told = {"results": found.results, "run": {"seconds": found.seconds, **environment()}}
+    told = {"results": found.told, "run": {"seconds": seconds, **environment()}}
     write_atomically(folder / "report.json", json.dumps(told, indent=2, ensure_ascii=False))
     sections = [_recipe(found)]
-    if len(found.rungs) > 1:
+    if len(found.recipe.rungs) > 1:
         plot = vector(_ladder_plot(found))
         write_atomically(folder / "ladder.svg", plot)
-        sections += [plot, *(_ladder(found, protocol) for protocol in found.protocols)]
+        sections += [plot, *(_ladder(found, protocol) for protocol in found.recipe.protocols)]
     else:
-        sections += [_held_out(found, protocol) for protocol in found.protocols]
-    if found.results["tuning"]:
-        sections.append(_tuning(found.results["tuning"]))
-    ran = [last / f"round_{number}" for number in range(1, 1 + rounds)]
-    sections += [_curves(found, ran), *_forgotten(last, ran), *_samples(found)]
+        sections += [_held_out(found, protocol) for protocol in found.recipe.protocols]
+    if found.told["tuning"]:
+        sections.append(_tuning(found.told["tuning"]))
+    sections += [_curves(found, ran), *_forgotten(ran), *_samples(found)]
     write_atomically(folder / "report.html", page("Tiny language models", *sections))
 
 
 def _recipe(found: Results) -> str:
     """What it was made of."""
-    results = found.results
+    results = found.told
     facts = {}
     for name, text in results["text"].items():
         facts[f"text, {name} tokenizer"] = (
@@ -53,7 +53,7 @@ def _recipe(found: Results) -> str:
     for rung, told in results["rungs"].items():
         shape = ", ".join(f"{name} {value}" for name, value in told["model"].items())
         facts[f"model {rung}"] = f"{told['parameters']:,} parameters: {shape}"
-    if teacher := results.get("teacher"):
+    if teacher := results["teacher"]:
         tokens = teacher["tokens"]
         cost = f"trained here on {tokens:,} tokens, in no budget below" if tokens else "as given"
         facts["teacher"] = (
@@ -65,7 +65,7 @@ def _recipe(found: Results) -> str:
 
 
 def _held_out(found: Results, protocol: str) -> str:
-    line, values = found.lines[protocol][0], found.results["compressors"]
+    line, values = found.lines[protocol][0], found.told["compressors"]
     rows = {"this model": str(line.spread)} | {k: f"{v:.3f}" for k, v in values.items()}
     title = f"Held-out text, protocol {protocol}"
     return section(title, paragraph(_MEASURED), table(rows.items()))
@@ -84,7 +84,7 @@ _HOLDS = (
 
 def _ladder(found: Results, protocol: str) -> str:
     """The rungs side by side."""
-    sources = list(found.of_rung(found.rungs[0], protocol)[0]["sources"])
+    sources = list(found.of_rung(found.recipe.rungs[0], protocol)[0]["sources"])
     sources = sources if len(sources) > 1 else []
     head = ("rung", "bits per byte", *sources, "gain", "holds", "rate", "tokens", "bytes", "adds")
     rows = []
@@ -105,13 +105,13 @@ def _ladder(found: Results, protocol: str) -> str:
                 RUNGS[line.rung].adds,
             )
         )
-    seeds = ", ".join(map(str, found.seeds))
+    seeds = ", ".join(map(str, found.recipe.seeds))
     judged = _HOLDS if protocol == "equal" else _GAINS
     return section(
         f"Protocol {protocol}: {PROTOCOLS[protocol]}",
         paragraph(f"{_MEASURED} Means and half of the ranges over seeds {seeds}. {judged}"),
         table(rows, head),
-        paragraph(f"{found.rungs[-1]}: {found.whole_gain(protocol)}."),
+        paragraph(f"{found.whole_gain(protocol)}."),
     )
 
 
@@ -128,7 +128,7 @@ def _ladder_plot(found: Results) -> Figure:
         for at, line in zip(places, lines, strict=True):
             for model in found.of_rung(line.rung, protocol):
                 axes.plot(at, model["bits_per_byte"], "_", ms=12, color=color)
-    axes.set_xticks(range(len(found.rungs)), found.rungs)
+    axes.set_xticks(range(len(found.recipe.rungs)), found.recipe.rungs)
     axes.set(ylabel="held-out bits per byte")
     axes.grid(alpha=0.3, axis="y")
     axes.legend(fontsize="small")
@@ -157,9 +157,9 @@ def _curves(found: Results, rounds: list[epath.Path]) -> str:
     steps = [read_json(one / "identity.json")["steps"] for one in rounds]
     metrics = _all_metrics(rounds, steps)
     return section(
-        f"Training of {found.rungs[-1]}, seed {found.seeds[0]}",
+        f"Training of {found.recipe.rungs[-1]}, seed {found.recipe.seeds[0]}",
         paragraph(f"{' + '.join(f'{count:,}' for count in steps)} steps."),
-        picture(_curve(metrics, found.results["compressors"]), "loss by step"),
+        picture(_curve(metrics, found.told["compressors"]), "loss by step"),
     )
 
 
@@ -173,20 +173,21 @@ def _all_metrics(rounds: list[epath.Path], steps: list[int]) -> list[dict[str, A
     ]
 
 
-def _forgotten(model: epath.Path, rounds: list[epath.Path]) -> list[str]:
+def _forgotten(rounds: list[epath.Path]) -> list[str]:
     """What was forgotten at the end of the first round, where there is a second."""
     if len(rounds) < 2:
         return []
-    scores = Scores.open(model / "scores_2")
+    scores = Scores.open(rounds[0].parent / "scores_2")
     return [forgetting_section(by_part(scores, seen_losses(rounds[0], scores.round.batches)))]
 
 
 def _samples(found: Results) -> list[str]:
     how = paragraph("The prompt in bold, the continuation as the model drew it.")
-    drawn = [
-        f"<pre><b>{html.escape(prompt)}</b>{html.escape(text[len(prompt) :])}</pre>"
-        for prompt, text in found.samples
-    ]
+    drawn = []
+    for sample in found.told["samples"]:
+        prompt, text = sample["prompt"], sample["text"]
+        rest = html.escape(text[len(prompt) :])
+        drawn.append(f"<pre><b>{html.escape(prompt)}</b>{rest}</pre>")
     return [section("Samples", how, *drawn)] if drawn else []
 
 

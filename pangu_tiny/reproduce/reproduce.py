@@ -11,13 +11,13 @@ from pangu_tiny.data.prepare_data import prepare_data
 from pangu_tiny.errors import UserError, check_number, check_one_of
 from pangu_tiny.evaluation.generate import generate
 from pangu_tiny.reproduce.agenda import Step, run_steps
-from pangu_tiny.reproduce.ladder import Ladder, check_sizes, shape_of, trials_of
+from pangu_tiny.reproduce.ladder import Ladder, check_sizes, shape_of
 from pangu_tiny.reproduce.report import write_report
-from pangu_tiny.reproduce.results import Results
+from pangu_tiny.reproduce.results import Recipe, Results
 from pangu_tiny.reproduce.rows import Rows, prepare_text
 from pangu_tiny.reproduce.rungs import PROTOCOLS, RUNGS
-from pangu_tiny.reproduce.teacher import cut_teacher, find_teacher, tokenizer_of
-from pangu_tiny.reproduce.training import check_rows, check_scopes, tokens_of, training_of
+from pangu_tiny.reproduce.teacher import Teacher, cut_teacher, find_teacher, tokenizer_of, told_of
+from pangu_tiny.reproduce.training import check_rows, check_scopes
 from pangu_tiny.rounds.stages import run, settings
 from pangu_tiny.text.sources import Text
 from pangu_tiny.topology import processes
@@ -78,37 +78,63 @@ def reproduce(
     check_number("reproduce.max_epochs", max_epochs, above=0)
     check_number("reproduce.parameter_tolerance", parameter_tolerance, 0, below=1)
     check_sizes(rungs, parameter_tolerance)
-    folder, found = absolute(workdir), Results(rungs, protocols, seeds)
+    folder, recipe = absolute(workdir), Recipe(rungs, protocols, seeds)
+    evaluated: dict[str, Any] = {}
     if dataset is not None:
         _check_given(text, teacher, rungs)
-        rows, start = Rows(None, dataset), None
         steps: list[Step] = []
+        rows, start, big = Rows(None, dataset), None, None
         _check_rows(rows, rungs, max_epochs)
         length = TokenDataset.open(dataset).sequence_length
     else:
         length = settings(prepare_data, text="", workdir="")["sequence_length"]
-        steps, rows, start = _shared(folder, text, teacher, rungs, length, max_epochs, found)
+        big = _find_teacher(folder, teacher, rungs)
+        steps, rows, start = _shared(folder, text, big, rungs, length, max_epochs, evaluated)
     ladder = Ladder(folder, rows, length, start, rates or (), tuning_seed)
     steps += ladder.steps(rungs, protocols, seeds)
     claim_together(workdir, "reproduce", {})
-    last = trials_of(rungs[-1], protocols, seeds)[0]
+    samples: list[tuple[str, str]] = []
 
     def draw() -> None:
         for prompt in prompts or [""]:
-            checkpoint = ladder.found[last]["checkpoint"]
-            text = run("", generate, checkpoint=checkpoint, prompt=prompt)
-            found.samples.append((prompt, text))
+            checkpoint = ladder.found[recipe.last]["checkpoint"]
+            samples.append((prompt, run("", generate, checkpoint=checkpoint, prompt=prompt)))
 
     if not processes.several():
         steps.append(Step("samples", draw))
-    found.seconds = run_steps(steps, folder)
+    seconds = run_steps(steps, folder)
+    told = told_of(big, length, evaluated) if big else None
+    found = Results.of(recipe, ladder, rows, told, samples)
+    model, place = ladder.found[recipe.last], ladder.model_of(recipe.last)
+    ran = [place / f"round_{number}" for number in range(1, 1 + len(model["steps"]))]
     with processes.alone() as leads:
         if leads:
-            found.gather(ladder, rows)
-            rounds = len(ladder.found[last]["steps"])
-            write_report(folder, found, ladder.model_of(last), rounds)
-            print(f"\n{found.told(folder, ladder, last)}")
-    return found.results
+            write_report(folder, found, ran, seconds)
+            print(f"\n{found.text()}\n{_places(folder, ran, model['checkpoint'], seconds)}")
+    return found.told
+
+
+def _places(folder: epath.Path, ran: list[epath.Path], model: str, seconds: float) -> str:
+    """Where all lies, and what can be done with it."""
+    events = (ran[0] / "tensorboard").exists()
+    logs = [f"  TensorBoard  tensorboard --logdir {folder / 'models'}"] if events else []
+    return "\n".join(
+        [
+            f"after {seconds:.0f} s",
+            f"  report       {folder / 'report.html'}",
+            f"  checkpoint   {model}",
+            *logs,
+            "More text from it:",
+            f"  pangu-tiny generate --gin.generate.checkpoint={model} --gin.generate.prompt='def '",
+            "The whole ladder, five rungs with three seeds:",
+            "  pangu-tiny reproduce --gin_file=recipes/laptop.gin "
+            "--gin.reproduce.workdir=runs/ladder",
+            "Text of your own (.txt, .jsonl, .parquet, a folder of them); gin/README.md tells how "
+            "to inherit from a big model of your own:",
+            "  pangu-tiny reproduce --gin_file=recipes/quickstart.gin "
+            "--gin.reproduce.workdir=runs/mine --gin.reproduce.text=PATH",
+        ]
+    )
 
 
 def _check(
@@ -158,16 +184,25 @@ def _check_given(text: Text | None, teacher: str | None, rungs: list[str]) -> No
         )
 
 
+def _find_teacher(folder: epath.Path, checkpoint: str | None, rungs: list[str]) -> Teacher | None:
+    """The teacher, if a rung inherits."""
+    if any(RUNGS[rung].inherits for rung in rungs):
+        return find_teacher(folder, checkpoint, shape_of("rounds"))
+    if checkpoint is not None:
+        raise UserError("reproduce.teacher is bound, but no rung of reproduce.rungs inherits")
+    return None
+
+
 def _shared(
     folder: epath.Path,
     text: Text | None,
-    checkpoint: str | None,
+    teacher: Teacher | None,
     rungs: list[str],
     length: int,
     max_epochs: float,
-    found: Results,
+    evaluated: dict[str, Any],
 ) -> tuple[list[Step], Rows, str | None]:
-    """The stages that come before the models: of text, and of the teacher, if a rung inherits."""
+    """The stages that come before the models: of text, and of the teacher, if there is one."""
     if processes.several():
         raise UserError(
             f"reproduce.dataset is None, found {processes.count()} processes: on several hosts "
@@ -175,11 +210,6 @@ def _shared(
         )
     if config.is_bound("train.checkpoint"):
         raise UserError("train.checkpoint goes with reproduce.dataset, expected none with text")
-    teacher = None
-    if any(RUNGS[rung].inherits for rung in rungs):
-        teacher = find_teacher(folder, checkpoint, shape_of("rounds"))
-    elif checkpoint is not None:
-        raise UserError("reproduce.teacher is bound, but no rung of reproduce.rungs inherits")
     trained = ["teacher"] if teacher and not teacher.opened else []
     readers = [scope for scope in (*trained, *rungs) if not _compact(scope)]
     vocab_sizes = {scope: shape_of(scope).vocab_size for scope in readers}
@@ -198,9 +228,7 @@ def _shared(
     )
     if not teacher:
         return steps, rows, None
-    found.teacher = teacher.shape
-    found.teacher_tokens = tokens_of(training_of("teacher"), length) if trained else None
-    more, start = cut_teacher(folder, teacher, rows, length, found.evaluated)
+    more, start = cut_teacher(folder, teacher, rows, length, evaluated)
     return first + steps + more, rows, start
 
 

@@ -4,8 +4,6 @@ import dataclasses
 import math
 from typing import Any
 
-from etils import epath
-
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.reproduce.comparison import Line, compare, gain_of
@@ -14,41 +12,59 @@ from pangu_tiny.reproduce.rows import Rows, bytes_a_token
 from pangu_tiny.reproduce.rungs import RUNGS
 
 
-@dataclasses.dataclass
-class Results:
-    """Filled while a recipe runs.
-
-    Attributes:
-      teacher, teacher_tokens: its shape, and what it is trained on here, if it is.
-      evaluated: what evaluate found of "teacher", and of "cut", before any training.
-      samples: prompts, each with the text that begins with it.
-      seconds: that all took.
-      results: the same on one machine, however often it was interrupted.
-      lines: by protocol, the rungs side by side.
-      by_source: the same by protocol and source of text.
-    """
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Which models are made."""
 
     rungs: list[str]
     protocols: list[str]
     seeds: list[int]
-    teacher: ModelShape | None = None
-    teacher_tokens: int | None = None
-    evaluated: dict[str, Any] = dataclasses.field(default_factory=dict)
-    samples: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    seconds: float = 0.0
-    results: dict[str, Any] = dataclasses.field(default_factory=dict)
-    lines: dict[str, list[Line]] = dataclasses.field(default_factory=dict)
-    by_source: dict[str, dict[str, list[Line]]] = dataclasses.field(default_factory=dict)
 
-    def gather(self, ladder: Ladder, rows: Rows) -> None:
-        """Fills `results` and `lines` from models that are evaluated."""
-        models = [t for rung in self.rungs for t in trials_of(rung, self.protocols, self.seeds)]
-        sources = list(ladder.found[models[0]]["sources"])
+    @property
+    def trials(self) -> list[Trial]:
+        return [t for rung in self.rungs for t in trials_of(rung, self.protocols, self.seeds)]
+
+    @property
+    def last(self) -> Trial:
+        """Of the last rung, the model that is shown."""
+        return trials_of(self.rungs[-1], self.protocols, self.seeds)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What was found of its models.
+
+    Attributes:
+      told: for `report.json`; the same on one machine, however often it was interrupted.
+      lines: by protocol, the rungs side by side.
+      by_source: the same by protocol and source of text.
+    """
+
+    recipe: Recipe
+    told: dict[str, Any]
+    lines: dict[str, list[Line]]
+    by_source: dict[str, dict[str, list[Line]]]
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        ladder: Ladder,
+        rows: Rows,
+        teacher: dict[str, Any] | None,
+        samples: list[tuple[str, str]],
+    ) -> "Results":
+        """From models that are evaluated.
+
+        Args:
+          teacher: what is told of it.
+          samples: prompts, each with the text that begins with it.
+        """
 
         def compared(protocol: str, source: str | None = None) -> list[Line]:
             found = {}
-            for rung in self.rungs:
-                of = {t.seed: ladder.found[t] for t in trials_of(rung, [protocol], self.seeds)}
+            for rung in recipe.rungs:
+                of = {t.seed: ladder.found[t] for t in trials_of(rung, [protocol], recipe.seeds)}
                 found[rung] = {
                     seed: one["sources"][source] if source else one["bits_per_byte"]
                     for seed, one in of.items()
@@ -56,74 +72,57 @@ class Results:
             lines = compare(found)
             return lines if protocol == "equal" else [line._replace(holds=None) for line in lines]
 
-        self.lines = {protocol: compared(protocol) for protocol in self.protocols}
-        self.by_source = {
+        sources = list(ladder.found[recipe.last]["sources"])
+        lines = {protocol: compared(protocol) for protocol in recipe.protocols}
+        by_source = {
             protocol: {source: compared(protocol, source) for source in sources}
-            for protocol in self.protocols
+            for protocol in recipe.protocols
         }
-        shapes = {rung: shape_of(rung) for rung in self.rungs}
-        self.results = {
-            "rungs": {
-                rung: {"parameters": shape.parameters, "model": dataclasses.asdict(shape)}
-                for rung, shape in shapes.items()
-            },
-            "text": {
-                name: _text(path)
-                for name, path in zip(("big", "compact"), rows, strict=True)
-                if path is not None
-            },
+        paths = zip(("big", "compact"), rows, strict=True)
+        told = {
+            "rungs": {rung: _model(shape_of(rung)) for rung in recipe.rungs},
+            "text": {name: _text(path) for name, path in paths if path is not None},
             "compressors": _compressors(rows.compact),
-            "models": [self._model(ladder, trial) for trial in models],
+            "models": [_trial(trial, ladder.found[trial]) for trial in recipe.trials],
             "ladder": {
                 protocol: {
-                    "rungs": [_figures(line) for line in lines],
+                    "rungs": [_figures(line) for line in lines[protocol]],
                     "sources": {
                         source: [_figures(line) for line in of]
-                        for source, of in self.by_source[protocol].items()
+                        for source, of in by_source[protocol].items()
                     },
                 }
-                for protocol, lines in self.lines.items()
+                for protocol in recipe.protocols
             },
             "tuning": {
                 scope: {f"{rate:g}": _finite(value) for rate, value in tuned.items()}
-                for scope in dict.fromkeys(trial.scope for trial in models)
+                for scope in dict.fromkeys(trial.scope for trial in recipe.trials)
                 if (tuned := ladder.tuned(scope))
             },
-            "samples": [{"prompt": prompt, "text": text} for prompt, text in self.samples],
+            "teacher": teacher,
+            "samples": [{"prompt": prompt, "text": text} for prompt, text in samples],
         }
-        if self.teacher:
-            self.results["teacher"] = {
-                "parameters": self.teacher.parameters,
-                "tokens": self.teacher_tokens,
-                "bits_per_byte": self.evaluated["teacher"]["bits_per_byte"],
-                "bits_per_byte_after_the_cut": self.evaluated["cut"]["bits_per_byte"],
-            }
-
-    def _model(self, ladder: Ladder, trial: Trial) -> dict[str, Any]:
-        told = {k: v for k, v in ladder.found[trial].items() if k != "checkpoint"}
-        return {"rung": trial.rung, "protocol": trial.protocol, "seed": trial.seed, **told}
+        return cls(recipe, told, lines, by_source)
 
     def of_rung(self, rung: str, protocol: str) -> list[dict[str, Any]]:
         """What was found of its models, by seed."""
-        trials = trials_of(rung, [protocol], self.seeds)
-        found = {
-            (model["rung"], model["protocol"], model["seed"]): model
-            for model in self.results["models"]
-        }
-        return [found[trial.rung, trial.protocol, trial.seed] for trial in trials]
+        found = dict(zip(self.recipe.trials, self.told["models"], strict=True))
+        return [found[trial] for trial in trials_of(rung, [protocol], self.recipe.seeds)]
 
     def whole_gain(self, protocol: str) -> str:
         """What the last rung has over the first."""
+        ends = self.lines[protocol][0], self.lines[protocol][-1]
         first, last = (
-            {m["seed"]: m["bits_per_byte"] for m in self.of_rung(rung, protocol)}
-            for rung in (self.rungs[0], self.rungs[-1])
+            {model["seed"]: model["bits_per_byte"] for model in self.of_rung(end.rung, protocol)}
+            for end in ends
         )
-        share = 1 - self.lines[protocol][-1].spread.mean / self.lines[protocol][0].spread.mean
+        share = 1 - ends[1].spread.mean / ends[0].spread.mean
         more = "less" if share >= 0 else "more"
-        return f"{abs(share):.1%} {more} than {self.rungs[0]}, {gain_of(first, last)}"
+        gain = gain_of(first, last)
+        return f"{ends[1].rung}: {abs(share):.1%} {more} than {ends[0].rung}, {gain}"
 
-    def told(self, folder: epath.Path, ladder: Ladder, last: Trial) -> str:
-        """The rungs, where all lies, and what can be done with it."""
+    def text(self) -> str:
+        """The rungs side by side."""
         lines = []
         for protocol, rungs in self.lines.items():
             lines.append(f"held-out bits per byte, protocol {protocol}")
@@ -131,32 +130,19 @@ class Results:
                 holds = "" if line.holds is not False else "  does not hold"
                 lines.append(f"  {line.rung:<13}{line.spread}  {RUNGS[line.rung].adds}{holds}")
             if len(rungs) > 1:
-                lines.append(f"  {self.rungs[-1]}: {self.whole_gain(protocol)}")
-        others = self.results["compressors"]
-        others = ", ".join(f"{name} {value:.3f}" for name, value in others.items())
-        model = ladder.found[last]["checkpoint"]
-        logs = any(ladder.model_of(last).glob("round_1/tensorboard"))
-        events = [f"  TensorBoard  tensorboard --logdir {folder / 'models'}"] if logs else []
-        return "\n".join(
-            [
-                *lines,
-                f"  beside them: {others}",
-                f"after {self.seconds:.0f} s",
-                f"  report       {folder / 'report.html'}",
-                f"  checkpoint   {model}",
-                *events,
-                "More text from it:",
-                f"  pangu-tiny generate --gin.generate.checkpoint={model} "
-                f"--gin.generate.prompt='def '",
-                "The whole ladder, five rungs with three seeds:",
-                "  pangu-tiny reproduce --gin_file=recipes/laptop.gin "
-                "--gin.reproduce.workdir=runs/ladder",
-                "Text of your own (.txt, .jsonl, .parquet, a folder of them); gin/README.md tells "
-                "how to inherit from a big model of your own:",
-                "  pangu-tiny reproduce --gin_file=recipes/quickstart.gin "
-                "--gin.reproduce.workdir=runs/mine --gin.reproduce.text=PATH",
-            ]
-        )
+                lines.append(f"  {self.whole_gain(protocol)}")
+        others = (f"{name} {value:.3f}" for name, value in self.told["compressors"].items())
+        return "\n".join([*lines, f"  beside them: {', '.join(others)}"])
+
+
+def _model(shape: ModelShape) -> dict[str, Any]:
+    return {"parameters": shape.parameters, "model": dataclasses.asdict(shape)}
+
+
+def _trial(trial: Trial, found: dict[str, Any]) -> dict[str, Any]:
+    """What is told of it; where its checkpoint lies is not."""
+    told = {name: value for name, value in found.items() if name != "checkpoint"}
+    return {"rung": trial.rung, "protocol": trial.protocol, "seed": trial.seed, **told}
 
 
 def _figures(line: Line) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pangu_tiny.inherit.rank_teacher import check_method, rank_teacher
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.reproduce.agenda import Step
 from pangu_tiny.reproduce.rows import Rows
-from pangu_tiny.reproduce.training import check_ended, flops_of, training_of
+from pangu_tiny.reproduce.training import check_ended, flops_of, tokens_of, training_of
 from pangu_tiny.rounds.stages import run, settings
 from pangu_tiny.training.train import train
 from pangu_tiny.workdir import write_atomically
@@ -119,3 +119,13 @@ def cut_teacher(
             0, Step("train the teacher", trained, flops_of(training_of("teacher"), length))
         )
     return steps, places["cut"]
+
+
+def told_of(teacher: Teacher, length: int, figures: dict[str, Any]) -> dict[str, Any]:
+    """What a report tells of a teacher, with what `cut_teacher` found."""
+    return {
+        "parameters": teacher.shape.parameters,
+        "tokens": None if teacher.opened else tokens_of(training_of("teacher"), length),
+        "bits_per_byte": figures["teacher"]["bits_per_byte"],
+        "bits_per_byte_after_the_cut": figures["cut"]["bits_per_byte"],
+    }

@@ -152,6 +152,7 @@ def test_a_skipped_layer_is_one_that_is_not_there(found, ranked_params, ranked_s
     assert (arrays["influence"] > 0).all() and arrays["influence"].shape == (2,)
 
 
+@pytest.mark.pods
 def test_the_layout_changes_nothing(teacher, rows, small, cut_found, tmp_path):
     """Eight devices in two parts a batch, or one device that takes it whole; the tolerance is
     that of float32 sums in another order, for trained logits what Adam makes of it. Of the other
