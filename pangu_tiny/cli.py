@@ -193,6 +193,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[tuple[str, str]
         name, equals, value = flag.removeprefix("--gin.").partition("=")
         if not flag.startswith("--gin.") or not equals:
             parser.error(f"unknown flag {flag!r}, expected --gin_file=F or --gin.NAME=VALUE")
+        if "/" in name and options.stage != "reproduce":
+            parser.error(f"{flag}: {options.stage} reads no scope, expected {name.split('/')[-1]}")
         bindings.append((name, value))
     return options, bindings
 

@@ -140,6 +140,7 @@ TRAIN = ("train", "--gin.train.dataset=d", "--gin.train.workdir=w", "--gin_file=
         (("train", "--gin_fil=a.gin"), "unknown flag '--gin_fil=a.gin'"),
         (("train", "--gin.train.steps"), "unknown flag '--gin.train.steps'"),
         (("train", "steps"), "unknown flag 'steps'"),
+        (("train", "--gin.teacher/train.steps=3"), "train reads no scope, expected train.steps"),
         (("train", "--gin_file"), "--gin_file: expected one argument"),
         (("train", "--gin_file=none.gin"), "--gin_file=none.gin: no such file"),
         (("train",), "train.dataset, train.workdir, ModelShape.depth, "),

@@ -162,7 +162,9 @@ class Ladder:
         given: dict[str, Any] = {"train.seed": trial.seed, "train.steps": steps}
         if rate is not None:
             given["Optimizer.learning_rate"] = rate
-        if self._start is not None and rung.inherits:
+        if not rung.inherits:
+            given["train.checkpoint"] = None
+        elif self._start is not None:
             given["train.checkpoint"] = self._start
         schedule = {"schedule": "restart"} if trial.protocol == "paper" else {}
         with config.within(trial.scope, given):

@@ -1,7 +1,5 @@
 """Shipped recipes, made small."""
 
-import pytest
-
 from pangu_tiny import config
 
 SMALL = {
@@ -56,5 +54,5 @@ def shipped(pattern):
     """Paths of gin files below gin/."""
     root = config.shipped_files()
     found = sorted(str(file.relative_to(root)) for file in root.glob(pattern))
-    assert found, pytest.fail(f"no file is {pattern}")
+    assert found, f"no file is {pattern}"
     return found

@@ -6,7 +6,6 @@ import random
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 from recipes import argv
@@ -36,7 +35,8 @@ def test_killed_ten_times(ladder, changes, tmp_path):
     while due:
         process = start(command, 8, log)
         while begun(log) < due[0] and process.poll() is None:
-            time.sleep(0.02)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.02)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=random.uniform(0, 2))
             assert process.returncode == 0, log.read_text()[-3000:]

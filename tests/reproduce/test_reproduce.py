@@ -278,7 +278,9 @@ def test_rows_may_be_given_instead_of_text(ladder, tmp_path, monkeypatch, capsys
     assert "rung plain takes rows of the big tokenizer" in capsys.readouterr().err
     given["reproduce.rungs"] = ["rounds"]
     assert cli.main(argv("laptop", tmp_path / "again", **given)) == 143
-    assert seen == [(rows, "cut")]
+    given["reproduce.rungs"] = ["architecture", "inheritance"]
+    assert cli.main(argv("laptop", tmp_path / "again", **given)) == 143
+    assert seen == [(rows, "cut"), (rows, None)], "what does not inherit starts at random"
 
 
 def test_a_teacher_of_ones_own(ladder, text, tmp_path, capsys):
