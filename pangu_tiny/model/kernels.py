@@ -88,6 +88,12 @@ def _dot_product(q_bthk, k_bsnk, v_bsnk, segments_bt, implementation=None):
     )
 
 
+def _cudnn(q_bthk, k_bsnk, v_bsnk, segments_bt):
+    """cuDNN's kernel, which knows 16-bit numbers only; others take XLA's own choice."""
+    implementation = "cudnn" if q_bthk.dtype in (jnp.bfloat16, jnp.float16) else None
+    return _dot_product(q_bthk, k_bsnk, v_bsnk, segments_bt, implementation)
+
+
 def _blocked(q_bthk, k_bsnk, v_bsnk, segments_bt, block=64):
     """For CPUs: query rows in blocks, each against its own past only, so that half of the square
     is never computed and the other half never exists at once."""
@@ -169,13 +175,13 @@ BACKENDS: dict[str, Callable[..., jax.Array]] = {
     "reference": _reference,
     "blocked": _blocked,
     "dot_product": _dot_product,
-    "cudnn": functools.partial(_dot_product, implementation="cudnn"),
+    "cudnn": _cudnn,
     "splash": _splash,
     "splash_interpret": functools.partial(_splash, interpret=True),
 }
 """reference: the formula. blocked: for CPUs. dot_product: XLA's own choice. cudnn: fused, on
-NVIDIA GPUs. splash: fused, on TPUs. splash_interpret: the same kernel step by step on any device,
-for tests."""
+NVIDIA GPUs, in bfloat16. splash: fused, on TPUs. splash_interpret: the same kernel step by step on
+any device, for tests."""
 
 
 def weight_gradient(x: jax.Array, d_out: jax.Array, axes: int, dtype: Any) -> jax.Array:

@@ -41,7 +41,7 @@ def prepare_text(
     Args:
       text: None is the library of this Python installation.
       big_vocab: of the models that are made here and take the big tokenizer; one that is bound and
-        has more pieces is cut to as many first.
+        has more pieces is cut first, to `prepare_data.vocab_size`, or to as many.
       tokenizer: the big one, of a teacher that is given; None is the one that is bound for
         prepare-data, or is trained there.
       check: called with the rows as soon as they are there.
@@ -72,6 +72,8 @@ def prepare_text(
         library = epath.Path(corpus)
         steps.append(Step("the library of Python", lambda: write_python_library(library)))
     whole = None if tokenizer else bound["tokenizer"]
+    if whole:
+        own, big_vocab = {"vocab_size": None}, bound["vocab_size"] or big_vocab
     if whole and big_vocab and Tokenizer.open(whole).vocab_size > big_vocab:
         held_out = {"held_out_fraction": bound["held_out_fraction"]}
         size = {"vocab_size": big_vocab, "coverage": None, "embedding_share": None}
