@@ -21,6 +21,8 @@ def to_shape(config: Mapping[str, Any]) -> ModelShape:
         tied=config["tie_word_embeddings"],
         rope_theta=config["rope_parameters"]["rope_theta"],
         norm_eps=config["rms_norm_eps"],
+        series_terms=config.get("series_terms", 1),
+        shortcut_ratio=config.get("shortcut_ratio", 0),
     )
 
 
@@ -54,6 +56,18 @@ def to_params(weights: Mapping[str, np.ndarray], shape: ModelShape) -> dict[str,
         },
         "final_norm": {"scale": weights["model.norm.weight"]},
     }
+    if shape.shortcut_ratio:
+        r = shape.bottleneck
+        params["blocks"]["shortcut"] = {
+            "down": layers("self_attn.shortcut.down", d, r),
+            "up": layers("self_attn.shortcut.up", r, d),
+        }
+    if shape.series_terms > 1:
+        for name in ("scale", "bias"):
+            stored = f"model.layers.{{}}.mlp.act_fn.{name}"
+            params["blocks"]["ffn"][f"series_{name}"] = np.stack(
+                [weights[stored.format(layer)] for layer in range(shape.depth)]
+            )
     if not shape.tied:
         params["head"] = {"kernel": np.pad(weights["lm_head.weight"].T, ((0, 0), (0, padding)))}
     return params

@@ -95,7 +95,7 @@ def write_parts(
         with Progress(label, total, "B") as progress:
             for part in parts:
                 missing.remove(part[:2])
-                leaves[part.name].write(_cast(part, kind), part.layer)
+                leaves[part.name].write(cast(part, kind), part.layer)
                 progress.update(part.value.size * kind.itemsize)
     except UserError:
         partial.rmtree()
@@ -111,7 +111,8 @@ def write_parts(
     return done
 
 
-def _cast(part: Part, kind: np.dtype) -> np.ndarray:
+def cast(part: Part, kind: np.dtype) -> np.ndarray:
+    """The value of a part in another type; UserError where it is too large for it."""
     if part.value.dtype == kind:
         return part.value
     with np.errstate(over="ignore"):

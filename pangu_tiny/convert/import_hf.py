@@ -1,8 +1,7 @@
 """The stage that imports a LLaMA-like model from Hugging Face's layout.
 
-A matrix is [out, in] there and [in, out] here; heads lie side by side there and are an axis of
-their own here; both rotate the first half of a head against the second. One tensor is in memory
-at a time. Nothing is unpickled.
+Both rotate the first half of a head against the second; how axes lie is in `llama.py`. One tensor
+is in memory at a time. Nothing is unpickled.
 """
 
 import dataclasses
@@ -25,6 +24,7 @@ from pangu_tiny.convert.llama import (
     Tensors,
     read_config,
     tensors,
+    to_ours,
 )
 from pangu_tiny.convert.weights import Weights
 from pangu_tiny.errors import UserError, check_one_of
@@ -242,7 +242,5 @@ def _parts(weights: Weights, expected: Tensors, shape: ModelShape) -> Iterator[P
             raise UserError(
                 f"{weights.say(theirs)} holds {bad:,} NaN or infinite values, expected none"
             )
-        if theirs != EMBEDDING:
-            value = value.T
         size = leaves[name].shape
-        yield Part(name, layer, value.reshape(size if layer is None else size[1:]))
+        yield Part(name, layer, to_ours(name, value, size if layer is None else size[1:]))

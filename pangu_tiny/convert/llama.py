@@ -1,12 +1,15 @@
-"""What a Hugging Face config.json says of a LLaMA-like model, and what its tensors then are.
+"""What a Hugging Face config.json says of a LLaMA-like model, and what its tensors then are: one
+table for the way in and the way out.
 
 Axes: d width, f ffn, v vocabulary rows, q all query heads × head_dim, n all key-value heads ×
-head_dim.
+head_dim, r bottleneck, s series terms.
 """
 
 import pathlib
 import sys
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from pangu_tiny.checkpoints.write import parts_of
 from pangu_tiny.convert.files import read_object
@@ -15,8 +18,15 @@ from pangu_tiny.model.shape import ModelShape
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
-_ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
-"""By model_type; both are the same tensors and the same computation."""
+PANGU_PI = "pangu_pi"
+"""The model_type of models with the modules of PanGu-π, which are LLaMA's with more tensors."""
+
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    PANGU_PI: "PanguPiForCausalLM",
+}
+"""By model_type; the first two are the same tensors and the same computation."""
 
 _PLAIN = {
     "hidden_act": "silu",
@@ -94,6 +104,9 @@ def read_config(file: pathlib.Path) -> HuggingFaceConfig:
         "rope_theta": rope_theta,
         "norm_eps": float(_number(config, "rms_norm_eps", file, kinds=(int, float))),
     }
+    if config["model_type"] == PANGU_PI:
+        sizes["series_terms"] = _number(config, "series_terms", file)
+        sizes["shortcut_ratio"] = _number(config, "shortcut_ratio", file, 0)
     try:
         shape = ModelShape(**sizes)
     except UserError as error:
@@ -102,11 +115,45 @@ def read_config(file: pathlib.Path) -> HuggingFaceConfig:
     return HuggingFaceConfig(shape, context, *marks)
 
 
+def config_of(
+    shape: ModelShape, sequence_length: int, dtype: str, begin_id: int | None, end_id: int | None
+) -> dict[str, Any]:
+    """The config.json of a model, which `read_config` reads back."""
+    modules = shape.series_terms > 1 or shape.shortcut_ratio
+    kind = PANGU_PI if modules else "llama"
+    config: dict[str, Any] = {
+        "architectures": [_ARCHITECTURES[kind]],
+        "model_type": kind,
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.ffn_width,
+        "num_hidden_layers": shape.depth,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": sequence_length,
+        "rms_norm_eps": shape.norm_eps,
+        "rope_theta": shape.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+        "tie_word_embeddings": shape.tied,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": begin_id,
+        "eos_token_id": end_id,
+        "dtype": dtype,
+    }
+    if modules:
+        config |= {"series_terms": shape.series_terms, "shortcut_ratio": shape.shortcut_ratio}
+    return config
+
+
 def tensors(shape: ModelShape) -> Tensors:
     """The tensors of a model of this shape; matrices are [out, in]."""
     d, f, v = shape.width, shape.ffn_width, shape.vocab_size
     q, n = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    theirs = {
+    r, series = shape.bottleneck, (shape.series_terms, f)
+    theirs: dict[str, tuple[str, tuple[int, ...]]] = {
         "embedding/table": (EMBEDDING, (v, d)),
         "final_norm/scale": ("model.norm.weight", (d,)),
         "head/kernel": (HEAD, (v, d)),
@@ -115,15 +162,39 @@ def tensors(shape: ModelShape) -> Tensors:
         "blocks/attention/key": ("model.layers.{}.self_attn.k_proj.weight", (n, d)),
         "blocks/attention/value": ("model.layers.{}.self_attn.v_proj.weight", (n, d)),
         "blocks/attention/out": ("model.layers.{}.self_attn.o_proj.weight", (d, q)),
+        "blocks/shortcut/down": ("model.layers.{}.self_attn.shortcut.down.weight", (r, d)),
+        "blocks/shortcut/up": ("model.layers.{}.self_attn.shortcut.up.weight", (d, r)),
         "blocks/ffn_norm/scale": ("model.layers.{}.post_attention_layernorm.weight", (d,)),
         "blocks/ffn/gate": ("model.layers.{}.mlp.gate_proj.weight", (f, d)),
         "blocks/ffn/up": ("model.layers.{}.mlp.up_proj.weight", (f, d)),
         "blocks/ffn/down": ("model.layers.{}.mlp.down_proj.weight", (d, f)),
+        "blocks/ffn/series_scale": ("model.layers.{}.mlp.act_fn.scale", series),
+        "blocks/ffn/series_bias": ("model.layers.{}.mlp.act_fn.bias", series),
     }
     return {
         (name, layer): (theirs[name][0].format(layer), theirs[name][1])
         for name, layer in parts_of(shape)
     }
+
+
+_ALIKE = ("embedding/table", "blocks/ffn/series_scale", "blocks/ffn/series_bias")
+"""Parts with the same axes in both; of all others a matrix is [out, in] there and [in, out] here,
+where heads are an axis of their own."""
+
+
+def to_theirs(name: str, value: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """A part of a checkpoint as the tensor of that size, without rows of padding."""
+    if name == "embedding/table":
+        value = value[: size[0]]
+    if name == "head/kernel":
+        value = value[:, : size[0]]
+    turned = name not in _ALIKE and len(size) == 2
+    return value.reshape(size[::-1]).T if turned else value
+
+
+def to_ours(name: str, tensor: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """The same the other way, of a size of ours."""
+    return (tensor if name in _ALIKE else tensor.T).reshape(size)
 
 
 def _check_architecture(config: dict[str, Any], file: pathlib.Path) -> None:

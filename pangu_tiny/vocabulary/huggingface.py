@@ -17,6 +17,8 @@ from pangu_tiny.tokenizer import proto
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.vocabulary.pieces import Vocabulary
 
+_MANY = 2**20  # spaces that a text may begin with
+
 
 def export(tokenizer: Tokenizer) -> dict[str, str]:
     """The files of the same tokenizer in Hugging Face's format, by name.
@@ -96,11 +98,12 @@ def _check(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
             vocabulary.kinds == proto.UNUSED
         ).any(),
         f"it normalises text ({rules.name or 'by rules of its own'})": rules.precompiled_charsmap,
-        "it removes spaces": rules.remove_extra_whitespaces,
         "it does not write a space as U+2581": not rules.escape_whitespaces,
         "it marks the ends of words": model.trainer_spec.treat_whitespace_as_suffix,
         "a space is put before a text, and there are user-defined pieces, after each of which the"
         " format would put another": rules.add_dummy_prefix and defined,
+        "spaces are removed, and there are user-defined pieces, beside each of which the format"
+        " would remove them too": rules.remove_extra_whitespaces and defined,
         "a user-defined piece holds a space, which the format looks for before it is written as"
         " U+2581": any({proto.SPACE, " "} & set(piece) for piece in defined),
         "it merges characters that are no pieces": (vocabulary.parts[pairless] < 0).any(),
@@ -139,11 +142,17 @@ def _merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
 
 
 def _normalizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": proto.SPACE}
-    if not tokenizer.proto.normalizer_spec.add_dummy_prefix:
-        return spaces
-    prefix = {"type": "Prepend", "prepend": proto.SPACE}
-    return {"type": "Sequence", "normalizers": [prefix, spaces]}
+    """Spaces, and no other white space, are removed where SentencePiece does it: all that a text
+    begins with, all but one of a run, and all that it ends with, be they written as U+2581."""
+    rules = tokenizer.proto.normalizer_spec
+    steps: list[dict[str, Any]] = []
+    if rules.remove_extra_whitespaces:
+        for pattern, content in ((r"\A +", ""), (" {2,}", " "), (rf"[ {proto.SPACE}]+\z", "")):
+            steps.append({"type": "Replace", "pattern": {"Regex": pattern}, "content": content})
+    if rules.add_dummy_prefix:
+        steps.append({"type": "Prepend", "prepend": proto.SPACE})
+    steps.append({"type": "Replace", "pattern": {"String": " "}, "content": proto.SPACE})
+    return {"type": "Sequence", "normalizers": steps} if len(steps) > 1 else steps[0]
 
 
 def _decoder(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -152,6 +161,8 @@ def _decoder(tokenizer: Tokenizer) -> dict[str, Any]:
         {"type": "ByteFallback"},
         {"type": "Fuse"},
     ]
-    if tokenizer.proto.normalizer_spec.add_dummy_prefix:
-        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    rules = tokenizer.proto.normalizer_spec
+    if rules.add_dummy_prefix or rules.remove_extra_whitespaces:
+        removed = _MANY if rules.remove_extra_whitespaces else 1
+        decoders.append({"type": "Strip", "content": " ", "start": removed, "stop": 0})
     return {"type": "Sequence", "decoders": decoders}

@@ -1,4 +1,5 @@
-"""Makes llama.npz: random LlamaForCausalLM weights and their logits, as transformers computes them.
+"""Makes llama.npz and pangu_pi.npz: random weights of LlamaForCausalLM, and with the modules of
+PanGu-π by the code that export-hf ships, and their logits, as transformers computes them.
 
 python tests/golden/make_llama.py       (needs the extra [parity])
 """
@@ -9,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-GOLDEN = pathlib.Path(__file__).with_name("llama.npz")
+GOLDEN, MODULES_GOLDEN = (
+    pathlib.Path(__file__).with_name(name) for name in ("llama.npz", "pangu_pi.npz")
+)
 
 SMALL = {
     "vocab_size": 96,
@@ -25,6 +28,8 @@ SMALL = {
 }
 """Grouped queries, heads that do not add up to the width, and no value left at its default."""
 
+MODULES = {**SMALL, "series_terms": 2, "shortcut_ratio": 4}
+
 
 def run_transformers(
     config: dict[str, Any], seed: int, length: int
@@ -37,12 +42,19 @@ def run_transformers(
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from pangu_tiny.convert.modeling_pangu_pi import PanguPiConfig, PanguPiForCausalLM
+
+    kinds = (LlamaConfig, LlamaForCausalLM)
+    if "series_terms" in config:
+        kinds = (PanguPiConfig, PanguPiForCausalLM)
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**config, initializer_range=0.2)).float().eval()
+    model = kinds[1](kinds[0](**config, initializer_range=0.2)).float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name:
+            if "norm" in name or "act_fn.scale" in name:
                 parameter.uniform_(0.5, 1.5)
+            if "act_fn.bias" in name:
+                parameter.uniform_(-0.5, 0.5)
         ids = torch.randint(0, config["vocab_size"], (2, length))
         logits = model(ids).logits
     weights = {name: leaf.detach().numpy() for name, leaf in model.named_parameters()}
@@ -50,8 +62,8 @@ def run_transformers(
 
 
 if __name__ == "__main__":
-    weights, ids, logits = run_transformers(SMALL, seed=0, length=24)
-    np.savez_compressed(
-        GOLDEN, __config__=np.array(json.dumps(SMALL)), __ids__=ids, __logits__=logits, **weights
-    )
-    print(f"{GOLDEN}: {GOLDEN.stat().st_size} bytes, logits up to {np.abs(logits).max():.2f}")
+    for file, config in ((GOLDEN, SMALL), (MODULES_GOLDEN, MODULES)):
+        weights, ids, logits = run_transformers(config, seed=0, length=24)
+        told = np.array(json.dumps(config))
+        np.savez_compressed(file, __config__=told, __ids__=ids, __logits__=logits, **weights)
+        print(f"{file}: {file.stat().st_size} bytes, logits up to {np.abs(logits).max():.2f}")

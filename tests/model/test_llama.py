@@ -1,4 +1,5 @@
-"""The plain decoder is LLaMA: the logits of `transformers`, on random and on trained weights."""
+"""The plain decoder is LLaMA: the logits of `transformers`, on random and on trained weights; and
+with the modules of PanGu-π those of the code that export-hf ships."""
 
 import json
 
@@ -6,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden.make_llama import GOLDEN, SMALL, run_transformers
+from golden.make_llama import GOLDEN, MODULES, MODULES_GOLDEN, SMALL, run_transformers
 from hf_weights import to_params, to_shape
 from safetensors.numpy import load_file
 
@@ -22,12 +23,19 @@ def compute(config, weights, ids):
     return jit_logits(Decoder(shape), params, ids)
 
 
-def test_golden_logits_of_random_weights():
-    """Float32 logits up to 5; a wrong ε, rotary base, pairing or order of heads is off by 0.1."""
-    with np.load(GOLDEN, allow_pickle=False) as file:
-        golden = dict(file)
+WRITTEN = pytest.mark.parametrize(
+    ("file", "made_of"), [(GOLDEN, SMALL), (MODULES_GOLDEN, MODULES)], ids=["plain", "modules"]
+)
+
+
+@WRITTEN
+def test_golden_logits_of_random_weights(file, made_of):
+    """Float32 logits up to 5; a wrong ε, rotary base, pairing or order of heads is off by 0.1, and
+    so is a shortcut that reads what is not normed."""
+    with np.load(file, allow_pickle=False) as stored:
+        golden = dict(stored)
     config = json.loads(golden.pop("__config__").item())
-    assert config == SMALL, "make_llama.py changed, run it again"
+    assert config == made_of, "make_llama.py changed, run it again"
     ids, expected = golden.pop("__ids__"), golden.pop("__logits__")
     np.testing.assert_allclose(compute(config, golden, ids), expected, atol=1e-4)
 
@@ -68,6 +76,7 @@ def test_greedy_text_of_a_trained_model(stories):
         ("tied", {"tie_word_embeddings": True}),
         ("one kv head", {"num_key_value_heads": 1, "num_hidden_layers": 3, "vocab_size": 300}),
         ("all kv heads", {"num_key_value_heads": 4, "head_dim": 16, "hidden_size": 64}),
+        ("modules, tied", {**MODULES, "series_terms": 3, "tie_word_embeddings": True}),
     ],
 )
 def test_logits_equal_those_of_transformers(name, changes):
@@ -77,10 +86,11 @@ def test_logits_equal_those_of_transformers(name, changes):
 
 
 @pytest.mark.parity
-def test_golden_file_is_what_transformers_computes_now():
-    weights, ids, expected = run_transformers(SMALL, seed=0, length=24)
-    with np.load(GOLDEN, allow_pickle=False) as file:
-        np.testing.assert_array_equal(file["__ids__"], ids)
-        np.testing.assert_allclose(file["__logits__"], expected, atol=1e-4)
+@WRITTEN
+def test_golden_file_is_what_transformers_computes_now(file, made_of):
+    weights, ids, expected = run_transformers(made_of, seed=0, length=24)
+    with np.load(file, allow_pickle=False) as golden:
+        np.testing.assert_array_equal(golden["__ids__"], ids)
+        np.testing.assert_allclose(golden["__logits__"], expected, atol=1e-4)
         for name, leaf in weights.items():
-            np.testing.assert_array_equal(file[name], leaf)
+            np.testing.assert_array_equal(golden[name], leaf)

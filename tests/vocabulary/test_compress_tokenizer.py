@@ -27,6 +27,8 @@ STRANGE = [
     "<s></s><unk>",
     " ",
 ]
+SPACES = ["  a  b ", "a \u2581", "\u2581\u2581 a", " \n a \n ", "a \u2581 b\n", "   "]
+"""At both ends, in runs, written as U+2581, and beside line ends, which are none."""
 
 
 @pytest.fixture(scope="module", params=["flow", "unused", "paper"])
@@ -154,6 +156,8 @@ def with_pieces(big, *pieces, **rules):
     [
         ((("<x>", 0.0, proto.USER_DEFINED), ("[y]", 0.0, proto.USER_DEFINED)), {}),
         ((), {"add_dummy_prefix": True}),
+        ((), {"remove_extra_whitespaces": True}),
+        ((), {"remove_extra_whitespaces": True, "add_dummy_prefix": True}),
         # Overlapping pieces of equal score: the left one goes first, whatever its id.
         ((("dö", 5.0, proto.NORMAL), ("öd", 5.0, proto.NORMAL), ("tö", 5.0, proto.NORMAL)), {}),
     ],
@@ -170,7 +174,7 @@ def test_hugging_face_with_other_pieces_and_rules(big, many_texts, pieces, rules
         files = huggingface.export(tokenizer)
     other = tokenizers.Tokenizer.from_str(files["tokenizer.json"])
     other.encode_special_tokens = True
-    for text in (*many_texts[:100], *STRANGE, "a<x>the[y] <x>", "töd ödö ttödö", " <s>x"):
+    for text in (*many_texts[:100], *STRANGE, "a<x>the[y] <x>", "töd ödö ttödö", " <s>x", *SPACES):
         ids = tokenizer.encode(text)
         assert other.encode(text, add_special_tokens=False).ids == ids
         assert other.decode(ids, skip_special_tokens=False) == tokenizer.decode(ids)
@@ -182,7 +186,7 @@ def test_hugging_face_with_other_pieces_and_rules(big, many_texts, pieces, rules
         ((("a\u2581b", 0.0, proto.USER_DEFINED),), {}, "holds a space"),
         ((("xy", 0.0, proto.UNUSED), ("xyz", 0.0, proto.NORMAL)), {}, "unused pieces"),
         ((("<x>", 0.0, proto.USER_DEFINED),), {"add_dummy_prefix": True}, "put another"),
-        ((), {"remove_extra_whitespaces": True}, "removes spaces"),
+        ((("<x>", 0.0, proto.USER_DEFINED),), {"remove_extra_whitespaces": True}, "beside each"),
         ((), {"precompiled_charsmap": b"x"}, "normalises"),
     ],
 )

@@ -1,0 +1,157 @@
+"""export-hf: what goes out comes in again, bit by bit, and is what `transformers` computes."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from checkpoint_files import write_checkpoint
+from safetensors.numpy import load_file
+from shapes import TINY, random_params
+
+from pangu_tiny import cli
+from pangu_tiny.checkpoints.read import open_checkpoint
+from pangu_tiny.convert.card import Told, card
+from pangu_tiny.convert.export_hf import export_hf
+from pangu_tiny.convert.import_hf import import_hf
+from pangu_tiny.convert.llama import read_config
+from pangu_tiny.errors import UserError
+
+PLAIN = dataclasses.replace(TINY, series_terms=1, shortcut_ratio=0)
+
+
+def assert_equal(found, wanted):
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for (path, leaf), other in zip(
+        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True
+    ):
+        np.testing.assert_array_equal(leaf, other, str(path))
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tokenizer):
+    """Random parameters of a shape, as training saves them."""
+
+    def write(shape, scale=1.0):
+        shape = dataclasses.replace(shape, vocab_size=tokenizer.vocab_size)
+        params = jax.tree.map(lambda leaf: np.array(leaf) * np.float32(scale), random_params(shape))
+        params["embedding"]["table"][shape.vocab_size :] = 0
+        if not shape.tied:
+            params["head"]["kernel"][:, shape.vocab_size :] = 0
+        return write_checkpoint(tmp_path / "run", shape, params, tokenizer, 64)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "shard_bytes"),
+    [
+        (dataclasses.replace(PLAIN, tied=True, heads=4, kv_heads=1, head_dim=6), "float16", 3000),
+        (TINY, "bfloat16", 2**30),
+        (dataclasses.replace(TINY, series_terms=1), "float32", 2**30),
+    ],
+    ids=["tied and grouped, in shards", "modules", "no series"],
+)
+def test_import_of_an_export_gives_the_same_bits(shape, dtype, shard_bytes, checkpoint, tmp_path):
+    source, out = checkpoint(shape), str(tmp_path / "out")
+    export_hf(source, out, dtype=dtype, shard_bytes=shard_bytes)
+    shards = sorted(pathlib.Path(out).glob("*.safetensors"))
+    assert len(shards) == 1 if shard_bytes == 2**30 else len(shards) > 3
+    import_hf(out, str(tmp_path / "again"))
+    opened, again = open_checkpoint(source), open_checkpoint(str(tmp_path / "again"))
+    assert (again.shape, str(again.dtype)) == (opened.shape, dtype)
+    for name in ("begin_id", "end_id", "sequence_length"):
+        assert again.about[name] == opened.about[name]
+    kind = np.dtype(dtype)
+    narrowed = jax.tree.map(lambda leaf: np.asarray(leaf).astype(kind), opened.params())
+    assert_equal(again.params(), jax.tree.map(lambda leaf: leaf.astype("float32"), narrowed))
+    assert again.tokenizer_bytes == opened.tokenizer_bytes
+    export_hf(str(tmp_path / "again"), str(tmp_path / "second"), shard_bytes=shard_bytes)
+    for file in shards:
+        assert file.read_bytes() == (tmp_path / "second" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize("shape", [PLAIN, TINY], ids=["plain", "modules"])
+def test_what_lies_in_the_folder(shape, checkpoint, tmp_path, tokenizer):
+    """The config is read back, rows of padding are left out, and code is there if it is needed."""
+    source, out = checkpoint(shape), tmp_path / "out"
+    export_hf(source, str(out))
+    found, opened = read_config(out / "config.json"), open_checkpoint(source)
+    assert found.shape == opened.shape
+    assert found.sequence_length == opened.about["sequence_length"]
+    held = load_file(out / "model.safetensors")
+    assert len(held["model.embed_tokens.weight"]) == tokenizer.vocab_size < 384
+    assert len(held["lm_head.weight"]) == tokenizer.vocab_size
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == opened.about["end_id"]
+    written, code = json.loads((out / "config.json").read_text()), out / "modeling_pangu_pi.py"
+    if shape is PLAIN:
+        assert written["architectures"] == ["LlamaForCausalLM"] and not code.exists()
+    else:
+        assert written["auto_map"]["AutoConfig"] == "modeling_pangu_pi.PanguPiConfig"
+        assert "class PanguPiConfig" in code.read_text()
+
+
+def test_a_value_that_a_type_cannot_hold_is_named(checkpoint, tmp_path):
+    with pytest.raises(UserError, match=r"values too large for dtype = 'float16'"):
+        export_hf(checkpoint(PLAIN, scale=1e6), str(tmp_path / "out"), dtype="float16")
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_an_interrupted_export_is_written_anew(checkpoint, tmp_path):
+    source, out = checkpoint(PLAIN), tmp_path / "out"
+    export_hf(source, str(out))
+    whole = (out / "model.safetensors").read_bytes()
+    (out / "config.json").unlink()
+    (out / "model.safetensors").write_bytes(whole[:100])
+    export_hf(source, str(out))
+    assert (out / "model.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"dtype": "float8"}, "export_hf.dtype is 'float8', expected one of None, float32"),
+        ({"shard_bytes": 0}, "export_hf.shard_bytes is 0, expected"),
+        ({"workdir": "gs://bucket/model"}, "expected a local folder"),
+        ({"checkpoint": "nowhere"}, "nowhere"),
+        ({"dataset": "nowhere"}, "nowhere"),
+    ],
+)
+def test_mistakes_are_named(settings, named, checkpoint, tmp_path, capsys):
+    given = {"checkpoint": checkpoint(PLAIN), "workdir": tmp_path / "out", **settings}
+    flags = [f"--gin.export_hf.{name}={value}" for name, value in given.items()]
+    assert cli.main(["export-hf", *flags]) == 2
+    assert named in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_others_is_refused(checkpoint, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty and was not made by export-hf"):
+        export_hf(checkpoint(PLAIN), str(tmp_path / "out"))
+
+
+def test_the_card_tells_of_data_training_and_losses(checkpoint, dataset):
+    """Its front matter is what the hub reads."""
+    opened = open_checkpoint(checkpoint(TINY))
+    trained = {
+        "steps": 3,
+        "global_batch": 8,
+        "sequence_length": 32,
+        "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.1},
+        "checkpoint": None,
+        "dtype": "float32",
+    }
+    opened = opened._replace(about={**opened.about, "identity": trained})
+    names = ("nats_per_token", "bits_per_byte", "gzip_9_bits_per_byte")
+    losses = {"sources": {}, **dict.fromkeys(names, 1.25)}
+    text = card(Told(opened, "float32", dataset.description, losses))
+    assert text.startswith('---\nlibrary_name: "transformers"\n')
+    for heading in ("Shape", "Parameters", "Data", "Training", "Held-out loss", "Versions"):
+        assert f"## {heading}\n" in text
+    assert "| tokens | 768 |" in text and "| all | 1.2500 | 1.2500 | 1.2500 |" in text
+    assert f"| all | {opened.shape.parameters:,} |" in text
