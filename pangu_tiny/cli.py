@@ -45,6 +45,7 @@ STAGES = {
     "evaluate": Stage("evaluation", "held-out loss of a checkpoint", "all"),
     "generate": Stage("evaluation", "text from a checkpoint", "all"),
     "export-hf": Stage("convert", "a checkpoint to Hugging Face's layout", "cpu"),
+    "export-gguf": Stage("convert", "a checkpoint of plain blocks to a GGUF file", "cpu"),
     "plan": Stage("planning", "what a program will do on a TPU slice", "cpu"),
     "compare-plans": Stage("planning", "two or more plans side by side"),
     "reproduce": Stage("reproduce", "a whole recipe, from text to a report", "all"),
