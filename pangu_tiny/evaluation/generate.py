@@ -1,103 +1,164 @@
-"""The stage `generate`: text from a checkpoint, token by token."""
+"""The stage `generate`: text from a checkpoint, of one prompt as it comes or of many in batches."""
 
-from typing import Any
+import json
+import sys
+from collections.abc import Sequence
 
 from pangu_tiny.checkpoints.read import Checkpoint, open_checkpoint
-from pangu_tiny.errors import UserError, check_number, failing_as
-from pangu_tiny.evaluation.sampling import check_sampling, sample
-from pangu_tiny.model.decoder import Decoder
-from pangu_tiny.tokenizer.model import Tokenizer
-from pangu_tiny.tokenizer.tokenizer_json import TokenizerJson
+from pangu_tiny.errors import UserError, check_number, check_one_of, failing_as
+from pangu_tiny.evaluation.continuation import DTYPES, Asked, Continuation, Drawing
+from pangu_tiny.evaluation.prompts import read_prompts
+from pangu_tiny.evaluation.sampling import Sampling
+from pangu_tiny.progress import Progress
 from pangu_tiny.topology import processes
 from pangu_tiny.workdir import claim, write_atomically
+
+_STRETCH = 16  # tokens of a batch that are drawn between two looks at them
 
 
 def generate(
     checkpoint: str,
     prompt: str = "",
+    prompts: str | None = None,
     tokens: int = 200,
     temperature: float = 0.8,
     top_k: int = 0,
     top_p: float = 0.95,
     seed: int = 0,
+    stop: list[str] | None = None,
+    log_probabilities: bool = False,
+    cut_prompts: bool = False,
+    batch_size: int = 16,
+    dtype: str = "float32",
     workdir: str | None = None,
 ) -> str:
-    """Continues a prompt and prints the text as it comes.
+    """Continues a prompt and prints the text as it comes; or many, each result a line of JSON.
+
+    A line has `prompt`, `text` (what follows), `tokens`, and `finish`: "end" for an end mark,
+    "stop" for a stop string, "length" for as many tokens as were asked for.
 
     Args:
       checkpoint: a train workdir or a step in it.
       prompt: text to continue; may be empty.
+      prompts: a file of prompts, one a line; in a .jsonl a string or an object with "prompt" on
+        each; "-" is standard input.
       tokens: how many to add at most; an end mark ends earlier.
       temperature: 0 takes the likeliest token, 1 the model's distribution.
       top_k: draw among the k likeliest; 0 is all.
       top_p: draw among the fewest tokens that have this probability together; 1 is all.
-      seed: of the draws.
-      workdir: where `generated.txt` goes; None only prints.
+      seed: of the draws; those of a prompt depend on its place in the file, not on `batch_size`.
+      stop: texts before which a continuation ends.
+      log_probabilities: adds to every line those of its tokens, by the model alone.
+      cut_prompts: leaves out the beginning of prompts that are too long, and says of how many;
+        otherwise they are refused.
+      batch_size: prompts that are continued at once.
+      dtype: "float32" or "bfloat16", in which it is computed.
+      workdir: where `generated.txt`, or `generated.jsonl` of many, goes; None only prints.
     """
     if processes.several():
         raise UserError(f"generate runs in one process, found {processes.count()}")
     check_number("generate.tokens", tokens, 0)
     check_number("generate.seed", seed, 0, 2**32 - 1)
-    check_sampling(temperature, top_k, top_p)
+    check_number("generate.batch_size", batch_size, 1)
+    check_one_of("generate.dtype", dtype, DTYPES)
+    sampling = Sampling(temperature, top_k, top_p)
+    sampling.check()
+    if "" in (stop or []):
+        raise UserError("generate.stop holds an empty text, which every text ends with")
+    if prompts is None and log_probabilities:
+        raise UserError("generate.log_probabilities are written for generate.prompts alone")
     opened = open_checkpoint(checkpoint)
-    tokenizer = opened.tokenizer()
-    begin_id, end_id = opened.about["begin_id"], opened.about["end_id"]
-    begin = [] if begin_id is None else [begin_id]
-    ids = begin + _encode(tokenizer, prompt, opened)
-    if not ids:
-        raise UserError(
-            f"generate.prompt is empty and checkpoint {opened.path} has no begin mark: expected"
-            " some text"
-        )
-    longest = opened.about["sequence_length"]
-    if len(ids) + tokens > longest:
-        raise UserError(
-            f"generate.prompt has {len(ids)} tokens and generate.tokens is {tokens}: the model "
-            f"was trained on sequences of {longest}"
-        )
-    settings: dict[str, Any] = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": seed,
-    }
+    given = [prompt] if prompts is None else read_prompts(prompts)
+    asked = _encoded(opened, given, tokens, cut_prompts, "generate.prompt" + "s" * bool(prompts))
+    settings = {**sampling._asdict(), "seed": seed}
     if workdir is not None:
         source = {"checkpoint": opened.about["identity"], "step": opened.about["step"]}
-        asked = {"prompt": prompt, "tokens": tokens, **settings}
-        folder = claim(workdir, "generate", source | asked)
-    decoder = Decoder(opened.shape)
-    drawn = sample(
-        decoder,
-        opened.params(),
-        ids,
-        tokens,
-        **settings,
-        end_id=end_id,
-        vocab_size=min(tokenizer.vocab_size, opened.shape.vocab_size),
-    )
-    # The prompt as it was given, and as it decodes, which differ where a normaliser changed it.
-    text, shown = prompt, tokenizer.decode(ids[len(begin) :])
-    print(prompt, end="", flush=True)
-    for token in drawn:
-        ids.append(token)
-        longer = tokenizer.decode(ids[len(begin) :])
-        if not longer.endswith("\N{REPLACEMENT CHARACTER}"):  # the bytes of a character still come
-            print(longer[len(shown) :], end="", flush=True)
-            text, shown = text + longer[len(shown) :], longer
-    print()
+        named = {"prompt": prompt} if prompts is None else {"prompts": given}
+        more = {"stop": stop, "dtype": dtype, "log_probabilities": log_probabilities}
+        folder = claim(
+            workdir, "generate", {**source, **named, "tokens": tokens, **settings, **more}
+        )
+    drawing = Drawing(opened, sampling, seed, tokens, stop or [], dtype)
+    if prompts is None:
+        text = _stream(drawing, asked[0])
+        if workdir is not None:
+            write_atomically(folder / "generated.txt", text)
+        return text
+    lines = [
+        json.dumps(one.told(log_probabilities), ensure_ascii=False)
+        for one in _in_batches(drawing, asked, batch_size)
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text, end="", flush=True)
     if workdir is not None:
-        write_atomically(folder / "generated.txt", text)
+        write_atomically(folder / "generated.jsonl", text)
     return text
 
 
-def _encode(tokenizer: Tokenizer | TokenizerJson, prompt: str, opened: Checkpoint) -> list[int]:
-    with failing_as(f"generate.prompt {prompt!r} is not text", UnicodeEncodeError):
-        prompt.encode()
-    ids = tokenizer.encode(prompt)
-    rows = opened.shape.vocab_size
-    if (largest := max(ids, default=0)) >= rows:
-        raise UserError(
-            f"checkpoint {opened.path} has {rows:,} ids, but its tokenizer makes id {largest:,} of"
-            " generate.prompt: it is another model's, expected its own"
-        )
-    return ids
+def _encoded(
+    opened: Checkpoint, prompts: Sequence[str], tokens: int, cut: bool, name: str
+) -> list[Asked]:
+    """The prompts in ids that the model has, each with room for what is asked."""
+    tokenizer, begin_id = opened.tokenizer(), opened.about["begin_id"]
+    begin = [] if begin_id is None else [begin_id]
+    longest, rows, cut_off = opened.about["sequence_length"], opened.shape.vocab_size, 0
+    found = []
+    for prompt in prompts:
+        with failing_as(f"{name} {prompt!r} is not text", UnicodeEncodeError):
+            prompt.encode()
+        ids = tokenizer.encode(prompt)
+        if (largest := max(ids, default=0)) >= rows:
+            raise UserError(
+                f"checkpoint {opened.path} has {rows:,} ids, but its tokenizer makes id"
+                f" {largest:,} of {name}: it is another model's, expected its own"
+            )
+        if not begin + ids:
+            raise UserError(
+                f"{name} is empty and checkpoint {opened.path} has no begin mark: expected some"
+                " text"
+            )
+        room = longest - len(begin) - tokens
+        if len(ids) > room:
+            if not cut or room < 1:
+                raise UserError(
+                    f"{name} {_short(prompt)} has {len(begin + ids)} tokens and generate.tokens is"
+                    f" {tokens}: the model was trained on sequences of {longest}"
+                )
+            ids, cut_off = ids[-room:], cut_off + 1
+        found.append(Asked(prompt, begin + ids, len(begin)))
+    if cut_off:
+        said = f"the beginning of {cut_off:,} of {len(found):,} prompts was left out, to fit"
+        print(said, file=sys.stderr)
+    return found
+
+
+def _short(prompt: str) -> str:
+    return repr(prompt if len(prompt) <= 40 else prompt[:40] + "…")
+
+
+def _stream(drawing: Drawing, asked: Asked) -> str:
+    print(asked.prompt, end="", flush=True)
+    shown = 0
+    one = Continuation(asked, drawing)
+    for (one,) in drawing.draw([asked], [0], stretch=1):
+        sure = len(one.text) - one.held_back
+        if sure > shown:
+            print(one.text[shown:sure], end="", flush=True)
+            shown = sure
+    print(one.text[shown:])
+    return asked.prompt + one.text
+
+
+def _in_batches(drawing: Drawing, asked: Sequence[Asked], batch_size: int) -> list[Continuation]:
+    """In the order of the prompts; those of a batch are of about one length, and the last batch is
+    filled up, so that it needs no program of its own."""
+    order = sorted(range(len(asked)), key=lambda number: len(asked[number].ids))
+    found: dict[int, Continuation] = {}
+    with Progress("generate", len(asked), "prompt") as progress:
+        for start in range(0, len(order), batch_size):
+            numbers = order[start : start + batch_size]
+            filled = numbers + numbers[-1:] * (min(batch_size, len(order)) - len(numbers))
+            *_, ended = drawing.draw([asked[i] for i in filled], filled, _STRETCH)
+            found |= dict(zip(numbers, ended, strict=False))
+            progress.update(len(numbers))
+    return [found[number] for number in range(len(asked))]

@@ -19,17 +19,26 @@ from pangu_tiny.topology.mesh import constrain
 
 class Cache(NamedTuple):
     """Keys and values of earlier positions, float [layer, b, s, n, k] each, and how many there
-    are (int32 scalar); positions from `length` on are still free."""
+    are (int32 scalar); positions from `length` on are still free. Those before `begins` (int32 [b])
+    are padding, so that sequences of several lengths end at the same position."""
 
     keys: jax.Array
     values: jax.Array
     length: jax.Array
+    begins: jax.Array
 
 
-def empty_cache(shape: ModelShape, batch: int, capacity: int, dtype: Any = jnp.float32) -> Cache:
-    """A cache for `capacity` positions of `batch` sequences."""
+def empty_cache(
+    shape: ModelShape,
+    batch: int,
+    capacity: int,
+    dtype: Any = jnp.float32,
+    begins: jax.Array | None = None,
+) -> Cache:
+    """A cache for `capacity` positions of `batch` sequences, which begin at 0 or at `begins`."""
     size = (shape.depth, batch, capacity, shape.kv_heads, shape.head_dim)
-    return Cache(jnp.zeros(size, dtype), jnp.zeros(size, dtype), jnp.zeros((), jnp.int32))
+    begins = jnp.zeros(batch, jnp.int32) if begins is None else begins
+    return Cache(jnp.zeros(size, dtype), jnp.zeros(size, dtype), jnp.zeros((), jnp.int32), begins)
 
 
 class Attention(nn.Module):
@@ -73,11 +82,12 @@ def _length(x: jax.Array) -> jax.Array:
 
 def _attend_cached(q_bthk, k_btnk, v_btnk, cache):
     """Appends the new keys and values to one layer's cache and attends to all that is in it."""
-    keys_bsnk, values_bsnk, length = cache
+    keys_bsnk, values_bsnk, (length, begins_b) = cache
     start = (0, length, 0, 0)
     keys_bsnk = jax.lax.dynamic_update_slice(keys_bsnk, k_btnk.astype(keys_bsnk.dtype), start)
     values_bsnk = jax.lax.dynamic_update_slice(values_bsnk, v_btnk.astype(values_bsnk.dtype), start)
     positions_t = length + jnp.arange(q_bthk.shape[1])
-    mask_ts = jnp.arange(keys_bsnk.shape[1])[None, :] <= positions_t[:, None]
-    mixed_bthk = masked_attention(q_bthk, keys_bsnk, values_bsnk, mask_ts[None])
+    s = jnp.arange(keys_bsnk.shape[1])
+    mask_bts = (s <= positions_t[:, None]) & (s >= begins_b[:, None, None])
+    mixed_bthk = masked_attention(q_bthk, keys_bsnk, values_bsnk, mask_bts)
     return mixed_bthk, (keys_bsnk, values_bsnk)

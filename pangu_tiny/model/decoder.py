@@ -79,9 +79,9 @@ class Block(nn.Module):
     backend: str
 
     @nn.compact
-    def __call__(self, x_btd, cache, segments_bt, rope, cache_length):
+    def __call__(self, x_btd, cache, segments_bt, rope, extent):
         shape = self.shape
-        cache = None if cache is None else (*cache, cache_length)
+        cache = None if cache is None else (*cache, extent)
         normed_btd = RMSNorm(shape.norm_eps, name="attention_norm")(x_btd)
         mixed_btd, cache = Attention(shape, self.backend, name="attention")(
             normed_btd, segments_bt, rope, cache
@@ -141,18 +141,20 @@ class Decoder(nn.Module):
           tokens_bt: int32 ids below vocab_size.
           segments_bt: int32, no position sees another segment; None is one segment.
           positions_bt: int32 rotary positions, below t (with a cache, below its capacity); None
-            counts from 0, or from the cache's length.
+            counts from 0, or goes on from the cache, whose padding is not counted.
           cache: earlier positions to attend to; segments are then ignored.
 
         Returns:
           Hidden states [b, t, d] in `dtype`, and the extended cache (None if none was given).
         """
         b, t = tokens_bt.shape
-        start = 0 if cache is None else cache.length
+        extent = None if cache is None else (cache.length, cache.begins)
         if segments_bt is None:
             segments_bt = jnp.ones((b, t), jnp.int32)
         if positions_bt is None:
-            positions_bt = jnp.broadcast_to(start + jnp.arange(t), (b, t))
+            positions_bt = jnp.broadcast_to(jnp.arange(t), (b, t))
+            if cache is not None:
+                positions_bt = jnp.maximum(positions_bt + cache.length - cache.begins[:, None], 0)
         x_btd = Embedding(self.shape, self.dtype, name="embedding")(tokens_bt)
         x_btd = constrain(x_btd, "batch", None, None)
         capacity = t if cache is None else cache.keys.shape[2]
@@ -167,11 +169,13 @@ class Decoder(nn.Module):
             unroll=self.unroll or self.shape.depth,
         )(self.shape, self.attention, name="blocks")
         layers: Any = None if cache is None else (cache.keys, cache.values)
-        x_btd, layers = stack(x_btd, layers, segments_bt, rope, start)
+        x_btd, layers = stack(x_btd, layers, segments_bt, rope, extent)
         if not self.shape.tied:
             Head(self.shape, name="head")()
         x_btd = RMSNorm(self.shape.norm_eps, name="final_norm")(x_btd)
-        return x_btd, None if cache is None else Cache(layers[0], layers[1], cache.length + t)
+        if cache is None:
+            return x_btd, None
+        return x_btd, Cache(layers[0], layers[1], cache.length + t, cache.begins)
 
 
 class Embedding(nn.Module):

@@ -10,8 +10,9 @@ from jax.sharding import Mesh
 from pangu_tiny import config
 from pangu_tiny.data.rows import Marks
 from pangu_tiny.errors import UserError, check_one_of
+from pangu_tiny.evaluation.decoding import advance, step_shapes
 from pangu_tiny.evaluation.generate import generate
-from pangu_tiny.evaluation.sampling import advance, step_shapes
+from pangu_tiny.evaluation.sampling import Sampling
 from pangu_tiny.inherit.cut_list import check_fits
 from pangu_tiny.inherit.masks import first_logits, mask_training_step
 from pangu_tiny.inherit.measure import first_order, looking
@@ -208,7 +209,8 @@ def _ask_decode(sequence_length: int, tokens: float) -> Asked:
         decoder = Decoder(shape)
         shapes = _laid(step_shapes(decoder, sequence_length), named_sharding(mesh, ()))
         params, _, cache, _ = shapes
-        chosen = {"decoder": decoder, "vocab_size": shape.vocab_size, **drawing}
+        sampling = Sampling(**drawing)
+        chosen = {"decoder": decoder, "vocab_size": shape.vocab_size, "sampling": sampling}
         held = {"parameters": params, "cache": cache}
         flops = shape.flops_per_token(sequence_length) // 3
         return Planned(advance, shapes, chosen, mesh, None, held, 1, 1, 1, flops, False)

@@ -12,7 +12,7 @@ from shapes import TINY, random_params
 from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.convert.export_hf import export_hf
 from pangu_tiny.convert.import_hf import import_hf
-from pangu_tiny.evaluation.sampling import sample
+from pangu_tiny.evaluation.decoding import sample
 from pangu_tiny.model.decoder import Decoder, logits
 
 pytestmark = pytest.mark.parity

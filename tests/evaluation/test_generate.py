@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import itertools
+import json
 import sys
 from types import SimpleNamespace
 
@@ -17,8 +18,9 @@ from shapes import TINY, random_params
 
 from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.errors import UserError
+from pangu_tiny.evaluation.decoding import continuations, sample
 from pangu_tiny.evaluation.generate import generate
-from pangu_tiny.evaluation.sampling import check_sampling, draw, sample
+from pangu_tiny.evaluation.sampling import Sampling, draw
 from pangu_tiny.model.decoder import Decoder, logits
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.tokenizer.model import Tokenizer
@@ -31,7 +33,9 @@ DRAWS = 4000
 
 def frequencies(temperature=1.0, top_k=0, top_p=1.0, values=LOGITS):
     keys = jax.random.split(jax.random.key(0), DRAWS)
-    drawn = jax.jit(jax.vmap(lambda key: draw(values, key, temperature, top_k, top_p)))(keys)
+    drawn = jax.jit(jax.vmap(lambda key: draw(values, key, Sampling(temperature, top_k, top_p))))(
+        keys
+    )
     return np.bincount(np.asarray(drawn), minlength=len(values)) / DRAWS
 
 
@@ -67,8 +71,8 @@ def test_draws_follow_the_kept_part_of_the_distribution(settings, kept):
 
 
 def test_temperature_zero_takes_the_likeliest():
-    assert draw(LOGITS, jax.random.key(0), 0, 0, 1.0) == 1
-    assert draw(LOGITS, jax.random.key(0), 0, 3, 0.1) == 1
+    assert draw(LOGITS, jax.random.key(0), Sampling()) == 1
+    assert draw(LOGITS, jax.random.key(0), Sampling(0, 3, 0.1)) == 1
 
 
 @pytest.mark.parametrize(
@@ -82,7 +86,7 @@ def test_temperature_zero_takes_the_likeliest():
 )
 def test_settings_out_of_range_are_refused(settings, named):
     with pytest.raises(UserError, match=named):
-        check_sampling(*settings)
+        Sampling(*settings).check()
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +113,7 @@ def test_a_seed_gives_the_same_draws_and_another_seed_others(tiny):
     decoder, params = tiny
 
     def drawn(seed):
-        return list(sample(decoder, params, [1], 12, temperature=2.0, seed=seed))
+        return list(sample(decoder, params, [1], 12, sampling=Sampling(2.0), seed=seed))
 
     assert drawn(0) == drawn(0) != drawn(1)
 
@@ -117,8 +121,34 @@ def test_a_seed_gives_the_same_draws_and_another_seed_others(tiny):
 def test_ids_beyond_the_tokenizer_are_not_drawn(tiny):
     """A model may have more ids than its tokenizer, which could not decode them."""
     decoder, params = tiny
-    drawn = list(sample(decoder, params, [1], 20, temperature=50.0, vocab_size=4))
+    drawn = list(sample(decoder, params, [1], 20, sampling=Sampling(50.0), vocab_size=4))
     assert max(drawn) < 4
+
+
+def test_a_batch_gives_what_its_prompts_give_alone(tiny):
+    """Of several lengths, drawn in stretches: padding that is seen, a position that counts it, or a
+    key that depends on the place in the batch would give other tokens."""
+    decoder, params = tiny
+    prompts = [[3], list(range(70, 75)), [7, 8] * 33]
+    settings = {"sampling": Sampling(1.0), "seed": 5}
+
+    def joined(prompts, tokens, **more):
+        drawn = list(continuations(decoder, params, prompts, tokens, **settings, **more))
+        return [np.concatenate(parts)[:tokens] for parts in zip(*drawn, strict=True)]
+
+    tokens_kb, logs_kb = joined(prompts, 8, stretch=3)
+    assert tokens_kb.shape == (8, 3)
+    whole = jax.jit(logits, static_argnums=0)
+    for place, prompt in enumerate(prompts):
+        alone_k1, alone_logs_k1 = joined([prompt], 8, numbers=[place])
+        assert alone_k1[:, 0].tolist() == tokens_kb[:, place].tolist()
+        np.testing.assert_allclose(alone_logs_k1[:, 0], logs_kb[:, place], atol=1e-4)
+        ids = [*prompt, *tokens_kb[:, place].tolist()]
+        said = jax.nn.log_softmax(
+            whole(decoder, params, jnp.asarray([ids]))[0, len(prompt) - 1 : -1]
+        )
+        wanted = np.asarray(said)[np.arange(8), tokens_kb[:, place]]
+        np.testing.assert_allclose(logs_kb[:, place], wanted, atol=1e-4)
 
 
 def train_sentencepiece(**settings):
@@ -298,3 +328,93 @@ def test_sampling_runs_in_bfloat16():
     shape = dataclasses.replace(TINY, depth=1)
     drawn = list(sample(Decoder(shape, jnp.bfloat16), random_params(shape), [1, 2], 4))
     assert len(drawn) == 4
+
+
+def of_many(capsys):
+    """What was printed, line by line."""
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_many_prompts_give_lines_in_their_order(speaking, batch_size, tmp_path, capsys):
+    """However they are batched; the last batch is filled up and its filling left out."""
+    file, folder = tmp_path / "prompts.txt", tmp_path / "out"
+    file.write_text("aé\r\n\na\naéb\n")
+    settings = {"prompts": str(file), "temperature": 0.0, "batch_size": batch_size}
+    generate(speaking, tokens=20, workdir=str(folder), log_probabilities=True, **settings)
+    found = of_many(capsys)
+    assert [(one["prompt"], one["text"]) for one in found] == [
+        ("aé", "b中"), ("a", "éb中"), ("aéb", "中")
+    ]  # fmt: skip
+    assert [one["tokens"] for one in found] == [4, 6, 3]
+    assert {one["finish"] for one in found} == {"end"}
+    assert all(len(one["log_probabilities"]) == one["tokens"] for one in found)
+    written = (folder / "generated.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in written] == found
+
+
+@pytest.mark.parametrize(
+    ("stop", "tokens", "text", "finish"),
+    [
+        (["中"], 20, "éb", "stop"),
+        (["b中", "x"], 20, "é", "stop"),
+        (["中b"], 20, "éb中", "end"),
+        (None, 3, "éb", "length"),
+    ],
+)
+def test_where_a_continuation_ends(speaking, monkeypatch, capsys, stop, tokens, text, finish):
+    """Also when it is streamed: what may be the beginning of a stop string is held back."""
+    asked = '{"prompt": "a", "id": 3}\n"a"\n'
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(asked.encode())))
+    settings = {"temperature": 0.0, "tokens": tokens, "stop": stop}
+    generate(speaking, prompts="-", **settings)
+    for found in of_many(capsys):
+        assert (found["text"], found["finish"]) == (text, finish)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert generate(speaking, "a", **settings) == "a" + text
+    assert "".join(terminal.shown).rstrip("\n") == "a" + text
+
+
+def test_the_beginning_of_long_prompts_is_left_out_if_asked(speaking, tmp_path, capsys):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"\n"a"\n')
+    settings = {"prompts": str(file), "tokens": 10, "temperature": 0.0}
+    with pytest.raises(UserError, match=r"generate.prompts 'a+' has \d+ tokens and generate.tok"):
+        generate(speaking, **settings)
+    capsys.readouterr()
+    generate(speaking, cut_prompts=True, **settings)
+    told = capsys.readouterr()
+    assert "the beginning of 1 of 2 prompts was left out, to fit" in told.err
+    assert [json.loads(line)["text"] for line in told.out.splitlines()] == ["éb中", "éb中"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("a.txt", b"\xff\xfe", "cannot be read as text"),
+        ("a.txt", b" \n\n", "holds no prompt, expected one a line"),
+        ("a.jsonl", b'"a"\n{"text": "b"}\n', r'line 2 has no "prompt" of text'),
+        ("a.jsonl", b'"a"\nb\n', "line 2 is not JSON"),
+        ("absent.txt", None, "cannot be read as text"),
+    ],
+)
+def test_files_of_prompts_that_are_none(speaking, tmp_path, name, content, named):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=named):
+        generate(speaking, prompts=str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"stop": ["x", ""]}, "generate.stop holds an empty text"),
+        ({"dtype": "float16"}, "generate.dtype is 'float16', expected one of float32, bfloat16"),
+        ({"batch_size": 0}, "generate.batch_size is 0"),
+        ({"log_probabilities": True}, "are written for generate.prompts alone"),
+    ],
+)
+def test_settings_that_are_none(speaking, settings, named):
+    with pytest.raises(UserError, match=named):
+        generate(speaking, "a", **settings)

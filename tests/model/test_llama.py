@@ -11,7 +11,7 @@ from golden.make_llama import GOLDEN, MODULES, MODULES_GOLDEN, SMALL, run_transf
 from hf_weights import to_params, to_shape
 from safetensors.numpy import load_file
 
-from pangu_tiny.evaluation.generate import sample
+from pangu_tiny.evaluation.decoding import sample
 from pangu_tiny.model.decoder import Decoder, logits
 
 jit_logits = jax.jit(logits, static_argnums=0)
