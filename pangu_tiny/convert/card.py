@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from pangu_tiny.checkpoints.read import Checkpoint
+from pangu_tiny.convert.llama import needs_code
 
 _MODULES = "https://arxiv.org/abs/2312.17276"
 _RECIPE = "https://arxiv.org/abs/2402.02791"
@@ -29,17 +30,21 @@ def card(told: Told) -> str:
     """README.md, in Markdown; its front matter is what the hub reads."""
     shape, about = told.checkpoint.shape, told.checkpoint.about
     modules = shape.series_terms > 1 or shape.shortcut_ratio
-    loading = ", trust_remote_code=True" if modules else ""
+    loading = ", trust_remote_code=True" if needs_code(shape) else ""
+    recipe = _recipe_rows(about)
+    blocks = f"with the modules of [PanGu-π]({_MODULES})" if modules else "of plain LLaMA blocks"
+    trained = f"trained by the recipe of [PanGu-π Pro]({_RECIPE})" if recipe else "exported"
     sections = [
-        _front_matter(told),
+        _front_matter(),
         f"# A language model of {_millions(shape.parameters)} parameters",
-        f"Made with pangu_tiny, by the recipe of [PanGu-π Pro]({_RECIPE})"
-        + (f", with the modules of [PanGu-π]({_MODULES})." if modules else ": plain LLaMA blocks."),
+        f"A decoder {blocks}, {trained} with pangu_tiny.",
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"model = AutoModelForCausalLM.from_pretrained(PATH{loading})\n"
         "tokenizer = AutoTokenizer.from_pretrained(PATH)\n```",
         "## Shape",
         _table(("", ""), _shape_rows(told)),
+        "## Tokenizer",
+        f"{_tokenizer(told.checkpoint)}, sha256 `{about['identity']['tokenizer']}`.",
         "## Parameters",
         _table(
             ("part", "parameters"),
@@ -49,19 +54,25 @@ def card(told: Told) -> str:
     ]
     if told.dataset:
         sections += ["## Data", _table(_DATA, _data_rows(told.dataset))]
-    if recipe := _recipe_rows(about["identity"]):
+    if recipe:
         sections += ["## Training", _table(("", ""), recipe)]
     if told.evaluation:
         sections += ["## Held-out loss", _table(_LOSSES, _loss_rows(told.evaluation))]
-    versions = about["environment"]["versions"]
-    sections += [
-        "## Versions",
-        ", ".join(f"{name} {version}" for name, version in versions.items() if version) + ".",
-    ]
+    environment = about["environment"]
+    versions = [f"{name} {version}" for name, version in environment["versions"].items() if version]
+    if environment.get("commit"):
+        versions.append(f"commit {environment['commit']}")
+    sections += ["## Versions", ", ".join(versions) + "."]
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(told: Told) -> str:
+def _tokenizer(checkpoint: Checkpoint) -> str:
+    tokenizer = checkpoint.tokenizer()
+    kind = "Tokenizer.json" if checkpoint.has_whole_vocabulary else "SentencePiece BPE"
+    return f"{kind}, {tokenizer.vocab_size:,} ids"
+
+
+def _front_matter() -> str:
     facts: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
@@ -103,16 +114,18 @@ def _data_rows(dataset: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def _recipe_rows(identity: dict[str, Any]) -> list[tuple[str, str]]:
+def _recipe_rows(about: dict[str, Any]) -> list[tuple[str, str]]:
     """Of a training; none for what was imported or cut."""
+    identity = about["identity"]
     if "optimizer" not in identity:
         return []
-    optimizer = identity["optimizer"]
+    optimizer, step = identity["optimizer"], about["step"]
+    whole = "" if step == identity["steps"] else f" of {identity['steps']:,}"
     batch = identity["global_batch"] * identity["sequence_length"]
     return [
-        ("steps", f"{identity['steps']:,}"),
+        ("steps", f"{step:,}{whole}"),
         ("tokens a step", f"{batch:,}"),
-        ("tokens", f"{batch * identity['steps']:,}"),
+        ("tokens", f"{batch * step:,}"),
         ("started from", "another checkpoint" if identity["checkpoint"] else "random parameters"),
         ("peak learning rate", f"{optimizer['learning_rate'] or 'by the batch'}"),
         ("weight decay", f"{optimizer['weight_decay']}"),

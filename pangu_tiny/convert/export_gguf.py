@@ -84,7 +84,7 @@ def _check(tokenizer: Tokenizer) -> None:
     """Refuses a tokenizer to which llama.cpp's, which merges by score, is not equal."""
     model, kinds = tokenizer.proto, tokenizer.kinds
     rules = model.normalizer_spec
-    defined = bool((kinds == proto.USER_DEFINED).any())
+    defined = [model.pieces[i].piece for i in np.flatnonzero(kinds == proto.USER_DEFINED)]
     reasons = {
         "it is no BPE": model.trainer_spec.model_type != proto.BPE,
         "it has no pieces for bytes": not (kinds == proto.BYTE).any(),
@@ -94,6 +94,8 @@ def _check(tokenizer: Tokenizer) -> None:
         "it marks the ends of words": model.trainer_spec.treat_whitespace_as_suffix,
         "a space is put before a text, and there are user-defined pieces, after each of which"
         " llama.cpp would put another": rules.add_dummy_prefix and defined,
+        "a user-defined piece holds a space, which llama.cpp looks for before it is written as"
+        " U+2581": any({proto.SPACE, " "} & set(piece) for piece in defined),
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
         raise UserError(
@@ -124,9 +126,12 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer, opened: Checkpoint) -> Non
     model = tokenizer.proto
     writer.add_tokenizer_model("llama")  # SentencePiece, merged by score
     writer.add_tokenizer_pre("default")
-    writer.add_token_list([piece.piece.encode() for piece in model.pieces])
-    writer.add_token_scores([piece.score for piece in model.pieces])
-    writer.add_token_types([int(kind) for kind in tokenizer.kinds])
+    # Rows that no piece goes with have to be named there too.
+    padding = range(tokenizer.pieces, opened.shape.vocab_size)
+    pieces = [piece.piece for piece in model.pieces] + [f"[PAD{i}]" for i in padding]
+    writer.add_token_list([piece.encode() for piece in pieces])
+    writer.add_token_scores([piece.score for piece in model.pieces] + [0.0] * len(padding))
+    writer.add_token_types([*map(int, tokenizer.kinds), *[proto.UNUSED] * len(padding)])
     for add, mark in ((writer.add_bos_token_id, "begin_id"), (writer.add_eos_token_id, "end_id")):
         if opened.about[mark] is not None:
             add(opened.about[mark])

@@ -19,7 +19,7 @@ from pangu_tiny.convert.tokenizer_files import tokenizer_files
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import UserError, check_number, check_one_of
 from pangu_tiny.progress import Progress
-from pangu_tiny.workdir import claim, read_json, write_atomically
+from pangu_tiny.workdir import absolute, check_same, claim, read_json, write_atomically
 
 _MODULES = pathlib.Path(__file__).with_name("modeling_pangu_pi.py")
 _CONFIG = "config.json"  # written last: without it nothing loads
@@ -50,25 +50,23 @@ def export_hf(
         raise UserError(f"export_hf.workdir is {workdir}, expected a local folder: copy it then")
     opened = open_checkpoint(checkpoint)
     kind = np.dtype(dtype or opened.dtype)
-    told = Told(
-        opened,
-        str(kind),
-        TokenDataset.described(dataset).description if dataset else None,
-        read_json(pathlib.Path(evaluation) / "evaluation.json") if evaluation else None,
-    )
+    told = Told(opened, str(kind), _trained_on(opened, dataset), _evaluated(opened, evaluation))
     identity = {"checkpoint": opened.identity, "dtype": str(kind), "shard_bytes": shard_bytes}
     files = tokenizer_files(opened)
     folder = pathlib.Path(claim(workdir, "export-hf", identity))
     if not (folder / _CONFIG).exists():
         _write_tensors(opened, kind, shard_bytes, folder)
     about = opened.about
-    begin_id, end_id = about["begin_id"], about["end_id"]
-    config = config_of(opened.shape, about["sequence_length"], str(kind), begin_id, end_id)
+    marks = {
+        "bos_token_id": about["begin_id"],
+        "eos_token_id": about.get("end_ids") or about["end_id"],
+    }
+    config = config_of(opened.shape, about["sequence_length"], str(kind), marks)
     if config["model_type"] == PANGU_PI:
         names = {"AutoConfig": "PanguPiConfig", "AutoModelForCausalLM": "PanguPiForCausalLM"}
         config["auto_map"] = {auto: f"{_MODULES.stem}.{name}" for auto, name in names.items()}
         files[_MODULES.name] = _MODULES.read_text()
-    files["generation_config.json"] = _json({"bos_token_id": begin_id, "eos_token_id": end_id})
+    files["generation_config.json"] = _json(marks)
     files["README.md"] = card(told)
     for name, content in files.items():
         write_atomically(folder / name, content)
@@ -82,6 +80,27 @@ def export_hf(
         f"  tokenizer = AutoTokenizer.from_pretrained({os.fspath(folder)!r})"
     )
     return os.fspath(folder)
+
+
+def _trained_on(opened: Checkpoint, dataset: str | None) -> dict[str, Any] | None:
+    """What is told of its rows."""
+    if dataset is None:
+        return None
+    rows, trained = TokenDataset.described(dataset), opened.about["identity"].get("dataset")
+    check_same(f"dataset {dataset} is", rows.digest, f"checkpoint {opened.path} read", trained)
+    return rows.description
+
+
+def _evaluated(opened: Checkpoint, evaluation: str | None) -> dict[str, Any] | None:
+    """What evaluate found of it."""
+    if evaluation is None:
+        return None
+    folder = absolute(evaluation)
+    found = read_json(folder / "identity.json", "checkpoint", "step")
+    of = {"identity": found["checkpoint"], "step": found["step"]}
+    if of != opened.identity:
+        raise UserError(f"evaluation {evaluation} is of another checkpoint than {opened.path}")
+    return read_json(folder / "evaluation.json", "sources", "bits_per_byte", "nats_per_token")
 
 
 def _json(value: dict[str, Any]) -> str:

@@ -94,6 +94,7 @@ def import_hf(
         begin_id=vocabulary.begin_id,
         end_id=vocabulary.end_id,
         sequence_length=config.sequence_length,
+        **({"end_ids": config.end_ids} if whole_vocabulary and len(config.end_ids) > 1 else {}),
     )
     print(
         f"imported {source}: {shape.parameters:,} parameters in {dtype}, depth {shape.depth},"

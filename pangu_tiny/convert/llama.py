@@ -56,6 +56,10 @@ Tensors = dict[tuple[str, int | None], tuple[str, tuple[int, ...]]]
 """Name and layer of every part of a checkpoint → name and shape in Hugging Face's layout."""
 
 
+Marks = dict[str, int | list[int] | None]
+"""`bos_token_id` and `eos_token_id`: the begin mark and the end mark, or several end marks."""
+
+
 class HuggingFaceConfig(NamedTuple):
     """A config.json.
 
@@ -106,7 +110,8 @@ def read_config(file: pathlib.Path) -> HuggingFaceConfig:
     }
     if config["model_type"] == PANGU_PI:
         sizes["series_terms"] = _number(config, "series_terms", file)
-        sizes["shortcut_ratio"] = _number(config, "shortcut_ratio", file, 0)
+        if config.get("shortcut_ratio") != 0:
+            sizes["shortcut_ratio"] = _number(config, "shortcut_ratio", file, 0)
     try:
         shape = ModelShape(**sizes)
     except UserError as error:
@@ -115,12 +120,15 @@ def read_config(file: pathlib.Path) -> HuggingFaceConfig:
     return HuggingFaceConfig(shape, context, *marks)
 
 
-def config_of(
-    shape: ModelShape, sequence_length: int, dtype: str, begin_id: int | None, end_id: int | None
-) -> dict[str, Any]:
+def needs_code(shape: ModelShape) -> bool:
+    """Whether a model is more than `transformers` knows by itself: one with modules of PanGu-π, or
+    whose width its heads do not divide, which LlamaConfig refuses."""
+    return shape.series_terms > 1 or shape.shortcut_ratio > 0 or shape.width % shape.heads > 0
+
+
+def config_of(shape: ModelShape, sequence_length: int, dtype: str, marks: Marks) -> dict[str, Any]:
     """The config.json of a model, which `read_config` reads back."""
-    modules = shape.series_terms > 1 or shape.shortcut_ratio
-    kind = PANGU_PI if modules else "llama"
+    kind = PANGU_PI if needs_code(shape) else "llama"
     config: dict[str, Any] = {
         "architectures": [_ARCHITECTURES[kind]],
         "model_type": kind,
@@ -139,11 +147,10 @@ def config_of(
         "tie_word_embeddings": shape.tied,
         "attention_bias": False,
         "mlp_bias": False,
-        "bos_token_id": begin_id,
-        "eos_token_id": end_id,
+        **marks,
         "dtype": dtype,
     }
-    if modules:
+    if kind == PANGU_PI:
         config |= {"series_terms": shape.series_terms, "shortcut_ratio": shape.shortcut_ratio}
     return config
 

@@ -21,6 +21,9 @@ class PanguPiConfig(LlamaConfig):
     series_terms: int = 1
     shortcut_ratio: int = 0
 
+    def validate_architecture(self):
+        """Heads need not divide the width: head_dim says how large they are."""
+
 
 class SeriesSiLU(nn.Module):
     """Σᵢ SiLU(aᵢ ⊙ x + bᵢ), per channel."""

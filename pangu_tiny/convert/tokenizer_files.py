@@ -1,7 +1,7 @@
 """The tokenizer's files of a model in Hugging Face layout, proved equal while they are made."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -54,11 +54,15 @@ def _texts(tokenizer: Tokenizer) -> Iterator[str]:
     kinds = tokenizer.kinds
     pieces = [tokenizer.piece(i).replace(proto.SPACE, " ") for i in range(tokenizer.pieces)]
     marks = [piece for piece, kind in zip(pieces, kinds, strict=True) if kind == proto.CONTROL]
-    usual = [p for p, kind in zip(pieces, kinds, strict=True) if kind == proto.NORMAL]
+    usual = [pieces[i] for i in np.flatnonzero(np.isin(kinds, (proto.NORMAL, proto.USER_DEFINED)))]
     random = np.random.default_rng(0)
+
+    def one_of(texts: Sequence[str]) -> str:
+        return texts[random.integers(len(texts))]
+
     drawn = (
         "".join(
-            random.choice(_CHARACTERS) if random.random() < 0.3 else random.choice(usual)
+            one_of(_CHARACTERS if random.random() < 0.3 else usual)
             for _ in range(random.integers(1, 12))
         )
         for _ in range(_TEXTS)
@@ -70,14 +74,14 @@ def _texts(tokenizer: Tokenizer) -> Iterator[str]:
 
 def _as_it_came(opened: Checkpoint) -> dict[str, str | bytes]:
     """A tokenizer.json that was left whole, and which of its tokens are the marks."""
-    content = opened.tokenizer_bytes.decode()
-    described = json.loads(content)
-    names = {i: piece for piece, i in described.get("model", {}).get("vocab", {}).items()}
-    names |= {added["id"]: added["content"] for added in described.get("added_tokens", [])}
+    tokenizer = TokenizerJson(opened.tokenizer_bytes, f"of checkpoint {opened.path}")
     ids = {"bos_token": opened.about["begin_id"], "eos_token": opened.about["end_id"]}
+    texts = {mark: tokenizer.piece(i) for mark, i in ids.items() if i is not None}
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        **{mark: names[i] for mark, i in ids.items() if i in names},
+        **huggingface.CONFIG,
+        **{mark: text for mark, text in texts.items() if text is not None},
     }
-    return {"tokenizer.json": content, "tokenizer_config.json": json.dumps(config, indent=1)}
+    return {
+        "tokenizer.json": opened.tokenizer_bytes,
+        "tokenizer_config.json": json.dumps(config, indent=1),
+    }

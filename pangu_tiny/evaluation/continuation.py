@@ -29,10 +29,11 @@ class Continuation:
 
     def __init__(self, asked: Asked, drawing: "Drawing"):
         self._asked, self._drawing = asked, drawing
-        self._ids: list[int] = []
         self._logs: list[float] = []
-        # The prompt as it decodes, which differs from what was given where a normaliser changed it.
-        self._before = drawing.tokenizer.decode(asked.ids[asked.begin :])
+        # Text is told by how much longer the decoded ids became. They are decoded from a place on
+        # that is followed by some text, since a space at the beginning is left out.
+        self._all = asked.ids[asked.begin :]
+        self._from, self._told = 0, len(self._all)
         self.text, self.finish = "", ""
 
     def add(self, token: int, log_probability: float) -> None:
@@ -40,18 +41,22 @@ class Continuation:
         if self.finish:
             return
         drawing = self._drawing
-        if token == drawing.end_id:
+        if token in drawing.end_ids:
             self.finish = "end"
             return
-        self._ids.append(token)
         self._logs.append(log_probability)
-        longer = drawing.tokenizer.decode(self._asked.ids[self._asked.begin :] + self._ids)
+        self._all.append(token)
+        before = drawing.tokenizer.decode(self._all[self._from : self._told])
+        longer = drawing.tokenizer.decode(self._all[self._from :])
         if not longer.endswith(_UNFINISHED):
-            self.text = longer[len(self._before) :]
+            self.text += longer[len(before) :]
+            if longer[len(before) :].strip():
+                self._from = self._told
+            self._told = len(self._all)
         ends = [place for stop in drawing.stop if (place := self.text.find(stop)) >= 0]
         if ends:
             self.text, self.finish = self.text[: min(ends)], "stop"
-        elif len(self._ids) == drawing.tokens:
+        elif len(self._logs) == drawing.tokens:
             self.finish = "length"
 
     @property
@@ -69,7 +74,7 @@ class Continuation:
         told = {
             "prompt": self._asked.prompt,
             "text": self.text,
-            "tokens": len(self._ids),
+            "tokens": len(self._logs),
             "finish": self.finish or "length",
         }
         return told | ({"log_probabilities": self._logs} if log_probabilities else {})
@@ -87,7 +92,8 @@ class Drawing:
         stop: list[str],
         dtype: str,
     ):
-        self.tokenizer, self.end_id = opened.tokenizer(), opened.about["end_id"]
+        self.tokenizer = opened.tokenizer()
+        self.end_ids = {opened.about["end_id"], *opened.about.get("end_ids", [])}
         self.tokens, self.stop = tokens, stop
         self._decoder, self._params = Decoder(opened.shape, DTYPES[dtype]), opened.params()
         self._settings: dict[str, Any] = {"sampling": sampling, "seed": seed}

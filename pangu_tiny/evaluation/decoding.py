@@ -1,8 +1,8 @@
 """Continuations of several prompts at once, with a key-value cache of fixed size.
 
-Prompts are padded on the left, to one of a few lengths, so that all of a batch end at the same
-position and few programs are compiled: one that reads prompts of a length, one that draws on in a
-cache of a size. What a prompt gives depends on its own number and the seed, not on the batch.
+Prompts are padded on the left, so that all of a batch end at the same position, and are read in
+pieces of a few sizes; so few programs are compiled, for every size of the cache. What a prompt gives
+depends on its own number and the seed, not on the batch.
 
 Axes: b prompt, t position, k token of a stretch, v vocabulary.
 """
@@ -20,6 +20,7 @@ from pangu_tiny.model.attention import Cache, empty_cache
 from pangu_tiny.model.decoder import Decoder, parameter_shapes, project
 
 _MULTIPLE = 64  # of the lengths of prompts and caches
+_PIECE = 256  # positions that are read at once: each has a score for all positions of the cache
 
 
 class Drawn(NamedTuple):
@@ -66,7 +67,13 @@ def continuations(
         "vocab_size": vocab_size or decoder.shape.vocab_size,
         "sampling": sampling,
     }
-    last_b, log_b, cache = advance(params, jnp.asarray(padded, jnp.int32), cache, keys_b, **chosen)
+    read = 0
+    while read < widest:
+        piece_bt = jnp.asarray(padded, jnp.int32)[
+            :, read : read + ((widest - read) % _PIECE or _PIECE)
+        ]
+        last_b, log_b, cache = advance(params, piece_bt, cache, keys_b, **chosen)
+        read += piece_bt.shape[1]
     yield Drawn(np.asarray(last_b)[None], np.asarray(log_b)[None])
     for _ in range(1, tokens, stretch):
         *drawn, last_b, cache = _draw_on(params, last_b, cache, keys_b, stretch=stretch, **chosen)

@@ -11,7 +11,7 @@ from pangu_tiny.evaluation.prompts import read_prompts
 from pangu_tiny.evaluation.sampling import Sampling
 from pangu_tiny.progress import Progress
 from pangu_tiny.topology import processes
-from pangu_tiny.workdir import claim, write_atomically
+from pangu_tiny.workdir import claim, digest_of, write_atomically
 
 _STRETCH = 16  # tokens of a batch that are drawn between two looks at them
 
@@ -65,6 +65,8 @@ def generate(
     sampling.check()
     if "" in (stop or []):
         raise UserError("generate.stop holds an empty text, which every text ends with")
+    if prompts is not None and prompt:
+        raise UserError("generate.prompt and generate.prompts are bound, expected one of them")
     if prompts is None and log_probabilities:
         raise UserError("generate.log_probabilities are written for generate.prompts alone")
     opened = open_checkpoint(checkpoint)
@@ -73,7 +75,7 @@ def generate(
     settings = {**sampling._asdict(), "seed": seed}
     if workdir is not None:
         source = {"checkpoint": opened.about["identity"], "step": opened.about["step"]}
-        named = {"prompt": prompt} if prompts is None else {"prompts": given}
+        named = {"prompt": prompt} if prompts is None else {"prompts": digest_of(given)}
         more = {"stop": stop, "dtype": dtype, "log_probabilities": log_probabilities}
         folder = claim(
             workdir, "generate", {**source, **named, "tokens": tokens, **settings, **more}

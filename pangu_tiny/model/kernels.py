@@ -89,8 +89,10 @@ def _dot_product(q_bthk, k_bsnk, v_bsnk, segments_bt, implementation=None):
 
 
 def _cudnn(q_bthk, k_bsnk, v_bsnk, segments_bt):
-    """cuDNN's kernel, which knows 16-bit numbers only; others take XLA's own choice."""
-    implementation = "cudnn" if q_bthk.dtype in (jnp.bfloat16, jnp.float16) else None
+    """cuDNN's kernel, which takes 16-bit numbers, and heads of a multiple of 8; for others XLA's
+    own choice."""
+    taken = q_bthk.dtype in (jnp.bfloat16, jnp.float16) and q_bthk.shape[-1] % 8 == 0
+    implementation = "cudnn" if taken else None
     return _dot_product(q_bthk, k_bsnk, v_bsnk, segments_bt, implementation)
 
 

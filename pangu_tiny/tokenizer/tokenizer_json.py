@@ -28,6 +28,10 @@ class TokenizerJson:
         """The number of ids that a model has to know: every id that is emitted is below it."""
         return max(self._tokenizer.get_vocab().values(), default=-1) + 1
 
+    def piece(self, token_id: int) -> str | None:
+        """The text of an id; None where there is no such id."""
+        return self._tokenizer.id_to_token(token_id)
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without marks, unless these are spelt out in it."""
         refused = f"tokenizer {self.name} cannot encode {text!r}"

@@ -17,6 +17,13 @@ from pangu_tiny.tokenizer import proto
 from pangu_tiny.tokenizer.model import Tokenizer
 from pangu_tiny.vocabulary.pieces import Vocabulary
 
+CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "clean_up_tokenization_spaces": False,
+    "model_input_names": ["input_ids", "attention_mask"],
+}
+"""What every tokenizer_config.json says."""
+
 _MANY = 2**20  # spaces that a text may begin with
 
 
@@ -76,11 +83,7 @@ def export(tokenizer: Tokenizer) -> dict[str, str]:
             "merges": _merges(vocabulary),
         },
     }
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        **marks,
-    }
+    config = {**CONFIG, **marks}
     return {
         "tokenizer.json": json.dumps(description, ensure_ascii=False),
         "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=1),

@@ -15,6 +15,8 @@ from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.convert.export_gguf import export_gguf
 from pangu_tiny.convert.import_hf import import_hf
 from pangu_tiny.errors import UserError
+from pangu_tiny.evaluation.decoding import sample
+from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.tokenizer import proto
 from pangu_tiny.tokenizer.model import Tokenizer
 
@@ -23,8 +25,8 @@ PLAIN = dataclasses.replace(TINY, series_terms=1, shortcut_ratio=0)
 
 @pytest.fixture
 def checkpoint(tmp_path, tokenizer):
-    def write(shape, tokenizer=tokenizer):
-        shape = dataclasses.replace(shape, vocab_size=tokenizer.vocab_size)
+    def write(shape, tokenizer=tokenizer, more=0):
+        shape = dataclasses.replace(shape, vocab_size=tokenizer.vocab_size + more)
         return write_checkpoint(tmp_path / "run", shape, random_params(shape), tokenizer, 64)
 
     return write
@@ -70,6 +72,14 @@ def test_the_file_holds_the_checkpoint(dtype, checkpoint, tmp_path, tokenizer):
     assert field("tokenizer.ggml.add_space_prefix") is False
 
 
+def test_rows_that_no_piece_goes_with_are_named(checkpoint, tmp_path, tokenizer):
+    """llama.cpp takes as many rows as there are names."""
+    reader = gguf.GGUFReader(export_gguf(checkpoint(PLAIN, more=5), str(tmp_path / "out")))
+    names = reader.fields["tokenizer.ggml.tokens"].contents()
+    assert len(names) == tokenizer.pieces + 5 == reader.tensors[0].shape[1]
+    assert reader.fields["tokenizer.ggml.token_type"].contents()[-5:] == [proto.UNUSED] * 5
+
+
 def test_modules_are_refused_with_advice(checkpoint, tmp_path, capsys):
     flags = {"checkpoint": checkpoint(TINY), "workdir": tmp_path / "out"}
     argv = [f"--gin.export_gguf.{name}={value}" for name, value in flags.items()]
@@ -84,13 +94,14 @@ def test_modules_are_refused_with_advice(checkpoint, tmp_path, capsys):
     [
         (proto.UNUSED, {}, "it has unused pieces"),
         (proto.USER_DEFINED, {"add_dummy_prefix": True}, "would put another"),
+        (proto.USER_DEFINED, {}, "holds a space"),
     ],
 )
 def test_a_tokenizer_that_differs_there_is_refused(
     kind, rules, reason, tokenizer, checkpoint, tmp_path
 ):
     model = type(tokenizer.proto).FromString(tokenizer.model_bytes)
-    model.pieces.add(piece="<x>", score=0.0, type=kind)
+    model.pieces.add(piece="<\u2581x>", score=0.0, type=kind)
     for name, value in rules.items():
         setattr(model.normalizer_spec, name, value)
     source = checkpoint(PLAIN, Tokenizer(model.SerializeToString()))
@@ -108,8 +119,18 @@ def test_llama_cpp_tells_the_story_of_a_trained_model(real_data, tmp_path):
     params = xllamacpp.CommonParams()
     params.model.path = export_gguf(run, str(tmp_path / "out"))
     params.n_ctx, params.warmup = 512, False
-    server = xllamacpp.Server(params)
+    server, opened = xllamacpp.Server(params), open_checkpoint(run)
     count = len(golden["greedy_ids"]) - len(golden["prompt_ids"])
-    asked = {"prompt": golden["prompt_ids"], "max_tokens": count, "temperature": 0.0}
-    (choice,) = server.handle_completions({**asked, "ignore_eos": True})["choices"]
-    assert choice["text"].strip() == golden["greedy_text"].strip()
+
+    def told(prompt, count):
+        asked = {"prompt": prompt, "max_tokens": count, "temperature": 0.0, "ignore_eos": True}
+        (choice,) = server.handle_completions(asked)["choices"]
+        return choice["text"].strip()
+
+    assert told(golden["prompt_ids"], count) == golden["greedy_text"].strip()
+    # Its own tokenizer: a begin mark or a space too many makes another story.
+    tokenizer, prompt = opened.tokenizer(), "Tom had 3 größe dogs. He"
+    ids = [opened.about["begin_id"], *tokenizer.encode(prompt)]
+    drawn = [*sample(Decoder(opened.shape), opened.params(), ids, 60)]
+    whole = tokenizer.decode(ids[1:] + drawn)
+    assert told(prompt, 60) == whole.removeprefix(prompt).strip()

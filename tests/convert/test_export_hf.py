@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import pathlib
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from checkpoint_files import write_checkpoint
 from safetensors.numpy import load_file
 from shapes import TINY, random_params
@@ -18,6 +20,7 @@ from pangu_tiny.convert.export_hf import export_hf
 from pangu_tiny.convert.import_hf import import_hf
 from pangu_tiny.convert.llama import read_config
 from pangu_tiny.errors import UserError
+from pangu_tiny.vocabulary import huggingface
 
 PLAIN = dataclasses.replace(TINY, series_terms=1, shortcut_ratio=0)
 
@@ -50,9 +53,9 @@ def checkpoint(tmp_path, tokenizer):
     [
         (dataclasses.replace(PLAIN, tied=True, heads=4, kv_heads=1, head_dim=6), "float16", 3000),
         (TINY, "bfloat16", 2**30),
-        (dataclasses.replace(TINY, series_terms=1), "float32", 2**30),
+        (dataclasses.replace(TINY, shortcut_ratio=0), "float32", 2**30),
     ],
-    ids=["tied and grouped, in shards", "modules", "no series"],
+    ids=["tied and grouped, in shards", "modules", "no shortcut"],
 )
 def test_import_of_an_export_gives_the_same_bits(shape, dtype, shard_bytes, checkpoint, tmp_path):
     source, out = checkpoint(shape), str(tmp_path / "out")
@@ -110,6 +113,40 @@ def test_an_interrupted_export_is_written_anew(checkpoint, tmp_path):
     assert (out / "model.safetensors").read_bytes() == whole
 
 
+def test_a_tokenizer_that_gives_other_ids_is_refused(checkpoint, tmp_path, monkeypatch):
+    """Merges in another order would pass unseen without the proof."""
+    made = huggingface._merges
+    monkeypatch.setattr(huggingface, "_merges", lambda vocabulary: made(vocabulary)[::-1])
+    with pytest.raises(UserError, match=r"cannot be exported exactly: .* in Hugging Face's format"):
+        export_hf(checkpoint(PLAIN), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_vocabulary_that_was_left_whole(tmp_path):
+    """Its tokenizer.json goes out as it came, of whatever kind; and all end marks."""
+    made = tokenizers.Tokenizer(tokenizers.models.Unigram([("<end>", 0.0), ("a", -1.0)], 0))
+    stored = SimpleNamespace(
+        digest="w", model_bytes=made.to_str().encode(), begin_id=None, end_id=0
+    )
+    shape = dataclasses.replace(PLAIN, vocab_size=2)
+    run = write_checkpoint(tmp_path / "run", shape, random_params(shape), stored, 64)
+    out = tmp_path / "out"
+    export_hf(run, str(out))
+    assert (out / "tokenizer.json").read_bytes() == stored.model_bytes
+    config = json.loads((out / "tokenizer_config.json").read_text())
+    assert config["eos_token"] == "<end>" and "bos_token" not in config
+
+
+def test_what_is_told_must_be_of_the_checkpoint(checkpoint, dataset, tmp_path):
+    with pytest.raises(UserError, match=r"dataset .* is .*, checkpoint .* read None"):
+        export_hf(checkpoint(PLAIN), str(tmp_path / "out"), dataset=dataset.path)
+    other = {"checkpoint": {"tokenizer": "x"}, "step": 3}
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "identity.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match="is of another checkpoint than"):
+        export_hf(checkpoint(PLAIN), str(tmp_path / "o"), evaluation=str(tmp_path / "evaluation"))
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
@@ -137,21 +174,32 @@ def test_a_folder_of_others_is_refused(checkpoint, tmp_path):
 
 def test_the_card_tells_of_data_training_and_losses(checkpoint, dataset):
     """Its front matter is what the hub reads."""
-    opened = open_checkpoint(checkpoint(TINY))
+    plain = opened = open_checkpoint(checkpoint(TINY))
     trained = {
         "steps": 3,
+        "tokenizer": "t",
         "global_batch": 8,
         "sequence_length": 32,
         "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.1},
         "checkpoint": None,
         "dtype": "float32",
     }
-    opened = opened._replace(about={**opened.about, "identity": trained})
+    opened = opened._replace(about={**opened.about, "identity": trained, "step": 2})
     names = ("nats_per_token", "bits_per_byte", "gzip_9_bits_per_byte")
     losses = {"sources": {}, **dict.fromkeys(names, 1.25)}
     text = card(Told(opened, "float32", dataset.description, losses))
     assert text.startswith('---\nlibrary_name: "transformers"\n')
-    for heading in ("Shape", "Parameters", "Data", "Training", "Held-out loss", "Versions"):
+    for heading in (
+        "Shape",
+        "Tokenizer",
+        "Parameters",
+        "Data",
+        "Training",
+        "Held-out loss",
+        "Versions",
+    ):
         assert f"## {heading}\n" in text
-    assert "| tokens | 768 |" in text and "| all | 1.2500 | 1.2500 | 1.2500 |" in text
+    assert "| steps | 2 of 3 |" in text and "| tokens | 512 |" in text
+    assert "PanGu-π Pro" in text and "PanGu-π Pro" not in card(Told(plain, "float32", None, None))
+    assert "| all | 1.2500 | 1.2500 | 1.2500 |" in text
     assert f"| all | {opened.shape.parameters:,} |" in text

@@ -57,10 +57,11 @@ def assert_same(checkpoint, folder, prompt, texts):
     [
         PLAIN,
         dataclasses.replace(PLAIN, tied=True, kv_heads=1, head_dim=10),
+        dataclasses.replace(PLAIN, heads=3, kv_heads=3, head_dim=8),
         TINY,
         dataclasses.replace(TINY, series_terms=3, tied=True, kv_heads=4),
     ],
-    ids=["plain", "tied, one key-value head", "modules", "modules, tied"],
+    ids=["plain", "tied, one key-value head", "heads do not divide", "modules", "modules, tied"],
 )
 def test_random_models(shape, tokenizer, texts, tmp_path):
     shape = dataclasses.replace(shape, vocab_size=tokenizer.vocab_size)
