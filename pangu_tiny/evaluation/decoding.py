@@ -1,8 +1,8 @@
 """Continuations of several prompts at once, with a key-value cache of fixed size.
 
 Prompts are padded on the left, so that all of a batch end at the same position, and are read in
-pieces of a few sizes; so few programs are compiled, for every size of the cache. What a prompt gives
-depends on its own number and the seed, not on the batch.
+pieces of a few sizes; so few programs are compiled, for every size of the cache. What a prompt
+gives depends on its own number and the seed, not on the batch.
 
 Axes: b prompt, t position, k token of a stretch, v vocabulary.
 """
