@@ -138,13 +138,14 @@ def test_a_vocabulary_that_was_left_whole(tmp_path):
 
 
 def test_what_is_told_must_be_of_the_checkpoint(checkpoint, dataset, tmp_path):
+    source = checkpoint(PLAIN)
     with pytest.raises(UserError, match=r"dataset .* is .*, checkpoint .* read None"):
-        export_hf(checkpoint(PLAIN), str(tmp_path / "out"), dataset=dataset.path)
+        export_hf(source, str(tmp_path / "out"), dataset=dataset.path)
     other = {"checkpoint": {"tokenizer": "x"}, "step": 3}
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "identity.json").write_text(json.dumps(other))
     with pytest.raises(UserError, match="is of another checkpoint than"):
-        export_hf(checkpoint(PLAIN), str(tmp_path / "o"), evaluation=str(tmp_path / "evaluation"))
+        export_hf(source, str(tmp_path / "out"), evaluation=str(tmp_path / "evaluation"))
 
 
 @pytest.mark.parametrize(
