@@ -58,7 +58,7 @@ def _texts(tokenizer: Tokenizer) -> Iterator[str]:
     random = np.random.default_rng(0)
 
     def one_of(texts: Sequence[str]) -> str:
-        return texts[random.integers(len(texts))]
+        return texts[int(random.integers(len(texts)))]
 
     drawn = (
         "".join(
