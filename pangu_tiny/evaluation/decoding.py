@@ -67,13 +67,9 @@ def continuations(
         "vocab_size": vocab_size or decoder.shape.vocab_size,
         "sampling": sampling,
     }
-    read = 0
-    while read < widest:
-        piece_bt = jnp.asarray(padded, jnp.int32)[
-            :, read : read + ((widest - read) % _PIECE or _PIECE)
-        ]
+    ends = [*range(widest % _PIECE or _PIECE, widest, _PIECE)]
+    for piece_bt in np.split(np.asarray(padded, np.int32), ends, axis=1):
         last_b, log_b, cache = advance(params, piece_bt, cache, keys_b, **chosen)
-        read += piece_bt.shape[1]
     yield Drawn(np.asarray(last_b)[None], np.asarray(log_b)[None])
     for _ in range(1, tokens, stretch):
         *drawn, last_b, cache = _draw_on(params, last_b, cache, keys_b, stretch=stretch, **chosen)

@@ -126,10 +126,10 @@ def test_ids_beyond_the_tokenizer_are_not_drawn(tiny):
 
 
 def test_a_batch_gives_what_its_prompts_give_alone(tiny):
-    """Of several lengths, drawn in stretches: padding that is seen, a position that counts it, or a
-    key that depends on the place in the batch would give other tokens."""
+    """Of several lengths, one of them read in two pieces, drawn in stretches: padding that is seen,
+    a position that counts it, or a key that depends on the batch would give other tokens."""
     decoder, params = tiny
-    prompts = [[3], list(range(70, 75)), [7, 8] * 33]
+    prompts = [[3], list(range(70, 75)), [7, 8] * 150]
     settings = {"sampling": Sampling(1.0), "seed": 5}
 
     def joined(prompts, tokens, **more):
