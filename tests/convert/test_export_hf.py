@@ -123,7 +123,7 @@ def test_a_tokenizer_that_gives_other_ids_is_refused(checkpoint, tmp_path, monke
 
 
 def test_a_vocabulary_that_was_left_whole(tmp_path):
-    """Its tokenizer.json goes out as it came, of whatever kind; and all end marks."""
+    """Its tokenizer.json goes out as it came, of whatever kind."""
     made = tokenizers.Tokenizer(tokenizers.models.Unigram([("<end>", 0.0), ("a", -1.0)], 0))
     stored = SimpleNamespace(
         digest="w", model_bytes=made.to_str().encode(), begin_id=None, end_id=0
@@ -135,6 +135,17 @@ def test_a_vocabulary_that_was_left_whole(tmp_path):
     assert (out / "tokenizer.json").read_bytes() == stored.model_bytes
     config = json.loads((out / "tokenizer_config.json").read_text())
     assert config["eos_token"] == "<end>" and "bos_token" not in config
+
+
+def test_all_end_marks_of_a_whole_vocabulary_go_out(write, tmp_path):
+    """A chat model that knew but the first of them would not end its turn."""
+    made = tokenizers.Tokenizer(tokenizers.models.Unigram([("<end>", 0.0), ("a", -1.0)], 0))
+    file, source, run = tmp_path / "tokenizer.json", write(), str(tmp_path / "run")
+    file.write_text(made.to_str())
+    import_hf(source, run, tokenizer=str(file), whole_vocabulary=True)
+    export_hf(run, str(tmp_path / "out"))
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] == [8, 9]
 
 
 def test_what_is_told_must_be_of_the_checkpoint(checkpoint, dataset, tmp_path):
