@@ -98,9 +98,10 @@ class Checkpoint(NamedTuple):
                 f"{self.path} takes {allowed}"
             )
 
-    def params(self, shardings: Any = None) -> dict[str, Any]:
-        """The parameters as float32 arrays, laid out by `shardings` (a tree) if given."""
-        target = _with_shardings(parameter_shapes(self.shape), shardings)
+    def params(self, shardings: Any = None, dtype: Any = np.float32) -> dict[str, Any]:
+        """The parameters, laid out by `shardings` (a tree) if given, in the dtypes of
+        `parameter_shapes`."""
+        target = _with_shardings(parameter_shapes(self.shape, dtype), shardings)
         stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, self.dtype), target)
         try:
             return restore(self.path, params=(stored, target))["params"]

@@ -3,15 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
 from pangu_tiny.checkpoints.read import Checkpoint
 from pangu_tiny.evaluation.decoding import continuations
 from pangu_tiny.evaluation.sampling import Sampling
-from pangu_tiny.model.decoder import Decoder
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-"""In which a model may be computed."""
+from pangu_tiny.program.build import Program
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # as which the first bytes of a character are decoded
 
@@ -81,21 +76,22 @@ class Continuation:
 
 
 class Drawing:
-    """All that prompts share."""
+    """All that prompts share; to be made and used with the mesh of the program in context."""
 
     def __init__(
         self,
         opened: Checkpoint,
+        program: Program,
         sampling: Sampling,
         seed: int,
         tokens: int,
         stop: list[str],
-        dtype: str,
     ):
         self.tokenizer = opened.tokenizer()
         self.end_ids = {opened.about["end_id"], *opened.about.get("end_ids", [])}
         self.tokens, self.stop = tokens, stop
-        self._decoder, self._params = Decoder(opened.shape, DTYPES[dtype]), opened.params()
+        self._decoder = program.objective.decoder
+        self._params = opened.params(program.param_shardings, self._decoder.dtype)
         self._settings: dict[str, Any] = {"sampling": sampling, "seed": seed}
         self._settings["vocab_size"] = min(self.tokenizer.vocab_size, opened.shape.vocab_size)
 

@@ -2,7 +2,8 @@
 
 Prompts are padded on the left, so that all of a batch end at the same position, and are read in
 pieces of a few sizes; so few programs are compiled, for every size of the cache. What a prompt
-gives depends on its own number and the seed, not on the batch.
+gives depends on its own number and the seed, not on the batch. With a mesh in context
+(`jax.set_mesh`) the batch and the cache are cut as the model is, and every process is told all.
 
 Axes: b prompt, t position, k token of a stretch, v vocabulary.
 """
@@ -14,10 +15,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from pangu_tiny.evaluation.sampling import GREEDY, Sampling, draw
-from pangu_tiny.model.attention import Cache, empty_cache
+from pangu_tiny.model.attention import CACHE_AXES, Cache, empty_cache
 from pangu_tiny.model.decoder import Decoder, parameter_shapes, project
+from pangu_tiny.model.layout import param_shardings
+from pangu_tiny.topology.mesh import batch_shards, constrain, named_sharding
 
 _MULTIPLE = 64  # of the lengths of prompts and caches
 _PIECE = 256  # positions that are read at once: each has a score for all positions of the cache
@@ -53,14 +57,17 @@ def continuations(
     """
     if not tokens:
         return
+    numbers = range(len(prompts)) if numbers is None else numbers
+    filled = [*range(len(prompts)), *[0] * (-len(prompts) % _shards())]
     widest = _rounded(max(map(len, prompts)))
-    begins = [widest - len(prompt) for prompt in prompts]
-    padded = [[0] * begin + list(prompt) for begin, prompt in zip(begins, prompts, strict=True)]
-    capacity = _rounded(widest + tokens + stretch)
-    begins_b = jnp.asarray(begins, jnp.int32)
-    cache = empty_cache(decoder.shape, len(prompts), capacity, decoder.dtype, begins_b)
-    keys_b = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(
-        jnp.asarray(range(len(prompts)) if numbers is None else numbers, jnp.uint32)
+    begins_b = np.asarray([widest - len(prompts[i]) for i in filled], np.int32)
+    padded = [[0] * (widest - len(prompts[i])) + list(prompts[i]) for i in filled]
+    keys_b, cache = _begin(
+        np.uint32(seed),
+        np.asarray([numbers[i] for i in filled], np.uint32),
+        begins_b,
+        decoder=decoder,
+        capacity=_rounded(widest + tokens + stretch),
     )
     chosen = {
         "decoder": decoder,
@@ -70,10 +77,11 @@ def continuations(
     ends = [*range(widest % _PIECE or _PIECE, widest, _PIECE)]
     for piece_bt in np.split(np.asarray(padded, np.int32), ends, axis=1):
         last_b, log_b, cache = advance(params, piece_bt, cache, keys_b, **chosen)
-    yield Drawn(np.asarray(last_b)[None], np.asarray(log_b)[None])
+    drawn = last_b[None], log_b[None]
     for _ in range(1, tokens, stretch):
+        yield Drawn(*(np.asarray(drawn_kb)[:, : len(prompts)] for drawn_kb in drawn))
         *drawn, last_b, cache = _draw_on(params, last_b, cache, keys_b, stretch=stretch, **chosen)
-        yield Drawn(*map(np.asarray, drawn))
+    yield Drawn(*(np.asarray(drawn_kb)[:, : len(prompts)] for drawn_kb in drawn))
 
 
 def sample(
@@ -93,17 +101,43 @@ def sample(
             yield token
 
 
-def step_shapes(decoder: Decoder, positions: int) -> tuple[Any, ...]:
-    """Of what `advance` takes to draw one token, of a sequence of so many."""
-    token_11 = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    capacity = _rounded(positions)
-    cache = jax.eval_shape(lambda: empty_cache(decoder.shape, 1, capacity, decoder.dtype))
-    keys_1 = jax.eval_shape(lambda: jax.random.key(0)[None])
-    return parameter_shapes(decoder.shape), token_11, cache, keys_1
+def step_shapes(decoder: Decoder, mesh: Mesh, batch: int, positions: int) -> tuple[Any, ...]:
+    """Shapes and layouts of what `advance` takes to draw a token for each of a batch of sequences
+    of so many positions."""
+    shape, capacity = decoder.shape, _rounded(positions)
+    arguments = (
+        parameter_shapes(shape, decoder.dtype),
+        jax.ShapeDtypeStruct((batch, 1), jnp.int32),
+        jax.eval_shape(lambda: empty_cache(shape, batch, capacity, decoder.dtype)),
+        jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)),
+    )
+    cached: Any = named_sharding(mesh, CACHE_AXES)
+    whole: Any = named_sharding(mesh, ())
+    layouts = (param_shardings(shape, mesh), whole, Cache(cached, cached, whole, whole), whole)
+    return jax.tree.map(
+        lambda leaf, layout: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout),
+        arguments,
+        layouts,
+    )
+
+
+def _shards() -> int:
+    """Into how many parts the mesh in context cuts a batch."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else batch_shards(mesh)
 
 
 def _rounded(positions: int) -> int:
     return -(-positions // _MULTIPLE) * _MULTIPLE
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "capacity"))
+def _begin(
+    seed: jax.Array, numbers_b: jax.Array, begins_b: jax.Array, *, decoder: Decoder, capacity: int
+) -> tuple[jax.Array, Cache]:
+    """The keys with which each prompt's tokens are drawn, and where it is remembered."""
+    keys_b = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(numbers_b)
+    return keys_b, empty_cache(decoder.shape, len(begins_b), capacity, decoder.dtype, begins_b)
 
 
 _CHOSEN = ("decoder", "vocab_size", "sampling")
@@ -122,13 +156,13 @@ def advance(
 ) -> tuple[jax.Array, jax.Array, Cache]:
     """Feeds tokens, and draws for each prompt the one that follows the last of them."""
     applied: Any = decoder.apply({"params": params}, tokens_bt, cache=cache)
-    logits_bv = project(applied[0][:, -1], params, vocab_size)
+    logits_bv = constrain(project(applied[0][:, -1], params, vocab_size), "batch", None)
     positions_b = applied[1].length - cache.begins
     keys_b = jax.vmap(jax.random.fold_in)(keys_b, positions_b)
     token_b = jax.vmap(functools.partial(draw, sampling=sampling))(logits_bv, keys_b)
     log_bv = jax.nn.log_softmax(logits_bv)
     log_b = jnp.take_along_axis(log_bv, token_b[:, None], axis=1)[:, 0]
-    return token_b.astype(jnp.int32), log_b, applied[1]
+    return constrain(token_b.astype(jnp.int32), None), constrain(log_b, None), applied[1]
 
 
 @functools.partial(jax.jit, static_argnames=(*_CHOSEN, "stretch"), donate_argnames="cache")

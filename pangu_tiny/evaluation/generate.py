@@ -4,20 +4,27 @@ import json
 import sys
 from collections.abc import Sequence
 
+import jax
+
 from pangu_tiny.checkpoints.read import Checkpoint, open_checkpoint
+from pangu_tiny.data.rows import Marks
 from pangu_tiny.errors import UserError, check_number, check_one_of, failing_as
-from pangu_tiny.evaluation.continuation import DTYPES, Asked, Continuation, Drawing
+from pangu_tiny.evaluation.continuation import Asked, Continuation, Drawing
 from pangu_tiny.evaluation.prompts import read_prompts
 from pangu_tiny.evaluation.sampling import Sampling
+from pangu_tiny.program.build import DTYPES, build
 from pangu_tiny.progress import Progress
-from pangu_tiny.topology import processes
-from pangu_tiny.workdir import claim, digest_of, write_atomically
+from pangu_tiny.topology.hardware import Hardware
+from pangu_tiny.topology.processes import alone, first, from_first
+from pangu_tiny.topology.shared_workdir import claim_together
+from pangu_tiny.workdir import digest_of, write_atomically
 
 _STRETCH = 16  # tokens of a batch that are drawn between two looks at them
 
 
 def generate(
     checkpoint: str,
+    hardware: Hardware,
     prompt: str = "",
     prompts: str | None = None,
     tokens: int = 200,
@@ -39,6 +46,7 @@ def generate(
 
     Args:
       checkpoint: a train workdir or a step in it.
+      hardware: how it is laid out; `fsdp` and `data` cut the batch, `tensor` does not.
       prompt: text to continue; may be empty.
       prompts: a file of prompts, one a line; in a .jsonl a string or an object with "prompt" on
         each; "-" is standard input.
@@ -52,11 +60,9 @@ def generate(
       cut_prompts: leaves out the beginning of prompts that are too long, and says of how many;
         otherwise they are refused.
       batch_size: prompts that are continued at once.
-      dtype: "float32" or "bfloat16", in which it is computed.
+      dtype: "float32" or "bfloat16", of matrices and activations.
       workdir: where `generated.txt`, or `generated.jsonl` of many, goes; None only prints.
     """
-    if processes.several():
-        raise UserError(f"generate runs in one process, found {processes.count()}")
     check_number("generate.tokens", tokens, 0)
     check_number("generate.seed", seed, 0, 2**32 - 1)
     check_number("generate.batch_size", batch_size, 1)
@@ -70,30 +76,29 @@ def generate(
     if prompts is None and log_probabilities:
         raise UserError("generate.log_probabilities are written for generate.prompts alone")
     opened = open_checkpoint(checkpoint)
-    given = [prompt] if prompts is None else read_prompts(prompts)
+    given = [prompt] if prompts is None else from_first(lambda: read_prompts(prompts))
     asked = _encoded(opened, given, tokens, cut_prompts, "generate.prompt" + "s" * bool(prompts))
     settings = {**sampling._asdict(), "seed": seed}
     if workdir is not None:
         source = {"checkpoint": opened.about["identity"], "step": opened.about["step"]}
         named = {"prompt": prompt} if prompts is None else {"prompts": digest_of(given)}
         more = {"stop": stop, "dtype": dtype, "log_probabilities": log_probabilities}
-        folder = claim(
+        folder = claim_together(
             workdir, "generate", {**source, **named, "tokens": tokens, **settings, **more}
         )
-    drawing = Drawing(opened, sampling, seed, tokens, stop or [], dtype)
-    if prompts is None:
-        text = _stream(drawing, asked[0])
-        if workdir is not None:
-            write_atomically(folder / "generated.txt", text)
-        return text
-    lines = [
-        json.dumps(one.told(log_probabilities), ensure_ascii=False)
-        for one in _in_batches(drawing, asked, batch_size)
-    ]
-    text = "\n".join(lines) + "\n"
-    print(text, end="", flush=True)
-    if workdir is not None:
-        write_atomically(folder / "generated.jsonl", text)
+    program = build(opened.shape, hardware, Marks(0, 0), dtype)
+    with jax.set_mesh(program.mesh):
+        drawing = Drawing(opened, program, sampling, seed, tokens, stop or [])
+        if prompts is None:
+            text, name = _stream(drawing, asked[0]), "generated.txt"
+        else:
+            ended = _in_batches(drawing, asked, batch_size)
+            lines = [json.dumps(one.told(log_probabilities), ensure_ascii=False) for one in ended]
+            text, name = "\n".join(lines) + "\n", "generated.jsonl"
+            _show(text)
+    with alone() as leads:
+        if leads and workdir is not None:
+            write_atomically(folder / name, text)
     return text
 
 
@@ -128,7 +133,7 @@ def _encoded(
                 )
             ids, cut_off = ids[-room:], cut_off + 1
         found.append(Asked(prompt, begin + ids, len(begin)))
-    if cut_off:
+    if cut_off and first():
         said = f"the beginning of {cut_off:,} of {len(found):,} prompts was left out, to fit"
         print(said, file=sys.stderr)
     return found
@@ -138,16 +143,21 @@ def _short(prompt: str) -> str:
     return repr(prompt if len(prompt) <= 40 else prompt[:40] + "…")
 
 
+def _show(text: str) -> None:
+    if first():
+        print(text, end="", flush=True)
+
+
 def _stream(drawing: Drawing, asked: Asked) -> str:
-    print(asked.prompt, end="", flush=True)
+    _show(asked.prompt)
     shown = 0
     one = Continuation(asked, drawing)
     for (one,) in drawing.draw([asked], [0], stretch=1):
         sure = len(one.text) - one.held_back
         if sure > shown:
-            print(one.text[shown:sure], end="", flush=True)
+            _show(one.text[shown:sure])
             shown = sure
-    print(one.text[shown:])
+    _show(one.text[shown:] + "\n")
     return asked.prompt + one.text
 
 
@@ -156,7 +166,7 @@ def _in_batches(drawing: Drawing, asked: Sequence[Asked], batch_size: int) -> li
     filled up, so that it needs no program of its own."""
     order = sorted(range(len(asked)), key=lambda number: len(asked[number].ids))
     found: dict[int, Continuation] = {}
-    with Progress("generate", len(asked), "prompt") as progress:
+    with Progress("generate", len(asked), "prompt", shown=first()) as progress:
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
             filled = numbers + numbers[-1:] * (min(batch_size, len(order)) - len(numbers))

@@ -16,6 +16,9 @@ from pangu_tiny.model.layers import apply_rope, gram, mean_size, record, tensord
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.topology.mesh import constrain
 
+CACHE_AXES = ("layer", "batch", None, "kv_heads", None)
+"""Of keys and of values, the logical axes that are laid on the mesh."""
+
 
 class Cache(NamedTuple):
     """Keys and values of earlier positions, float [layer, b, s, n, k] each, and how many there
@@ -37,8 +40,9 @@ def empty_cache(
 ) -> Cache:
     """A cache for `capacity` positions of `batch` sequences, which begin at 0 or at `begins`."""
     size = (shape.depth, batch, capacity, shape.kv_heads, shape.head_dim)
+    keys, values = (constrain(jnp.zeros(size, dtype), *CACHE_AXES) for _ in range(2))
     begins = jnp.zeros(batch, jnp.int32) if begins is None else begins
-    return Cache(jnp.zeros(size, dtype), jnp.zeros(size, dtype), jnp.zeros((), jnp.int32), begins)
+    return Cache(keys, values, jnp.zeros((), jnp.int32), begins)
 
 
 class Attention(nn.Module):
@@ -84,8 +88,10 @@ def _attend_cached(q_bthk, k_btnk, v_btnk, cache):
     """Appends the new keys and values to one layer's cache and attends to all that is in it."""
     keys_bsnk, values_bsnk, (length, begins_b) = cache
     start = (0, length, 0, 0)
-    keys_bsnk = jax.lax.dynamic_update_slice(keys_bsnk, k_btnk.astype(keys_bsnk.dtype), start)
-    values_bsnk = jax.lax.dynamic_update_slice(values_bsnk, v_btnk.astype(values_bsnk.dtype), start)
+    keys_bsnk, values_bsnk = (
+        constrain(jax.lax.dynamic_update_slice(old, new.astype(old.dtype), start), *CACHE_AXES[1:])
+        for old, new in ((keys_bsnk, k_btnk), (values_bsnk, v_btnk))
+    )
     positions_t = length + jnp.arange(q_bthk.shape[1])
     s = jnp.arange(keys_bsnk.shape[1])
     mask_bts = (s <= positions_t[:, None]) & (s >= begins_b[:, None, None])

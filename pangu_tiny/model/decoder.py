@@ -57,6 +57,8 @@ PARAMETER_AXES: dict[str, tuple[str, ...]] = {
 }
 """Name of a parameter → the logical axes that `topology/mesh.py` lays on the mesh."""
 
+_USED_AS_FLOAT32 = ("scale", "series_scale", "series_bias")  # whatever the dtype of the decoder
+
 Dtype = Any
 
 _MIDDLE = "middle"  # of a block: the residual stream between attention and feed-forward
@@ -254,9 +256,19 @@ def init_params(shape: ModelShape, scheme: str, key: jax.Array) -> dict[str, Any
     return apply_scheme(params, scheme)
 
 
-def parameter_shapes(shape: ModelShape) -> dict[str, Any]:
-    """The parameter tree as `jax.ShapeDtypeStruct`s, without computing anything."""
-    return unflatten_dict(_flat_shapes(shape))
+def parameter_shapes(shape: ModelShape, dtype: Dtype = jnp.float32) -> dict[str, Any]:
+    """The parameter tree as `jax.ShapeDtypeStruct`s, without computing anything.
+
+    Args:
+      dtype: of those that a decoder of this dtype would cast wherever it uses them, so that it
+        computes the same with them; the others stay float32.
+    """
+    return unflatten_dict(
+        {
+            name: leaf if name[-1] in _USED_AS_FLOAT32 else leaf.update(dtype=dtype)
+            for name, leaf in _flat_shapes(shape).items()
+        }
+    )
 
 
 @functools.cache

@@ -45,7 +45,8 @@ def plan(
       topology: such as v5e:16x16, a market name such as v5p-256, or 2 × v5e:16x16 for two slices
         that the data-centre network joins; None takes Hardware.topology.
       program: "train" is a step of train, "score" one of score-batches, "rank" a batch of
-        rank-teacher by its method, "decode" a token of generate, on one chip.
+        rank-teacher by its method, "decode" a token of every sequence of a
+        batch of generate.
       teacher: gin file of the shape of the teacher, such as models/llama_2_7b.gin; for "rank".
       sequence_length: of the rows, or of the cache; 2,048 in the paper.
       tokens: of the run whose cost is reckoned; the paper trains on 1.6T.
@@ -110,7 +111,7 @@ def _figures(
         "mesh": dict(planned.mesh.shape),
         "global_batch": planned.sequences,
         "accumulation": planned.accumulation,
-        "thin_shards": thin_shards(planned.program.shape, planned.mesh) if planned.program else [],
+        "thin_shards": thin_shards(planned.program.shape, planned.mesh),
         "memory": split(compiled.need, code, planned.held, planned.activations, where),
         "collectives": collectives_table(schedule),
         "step": {**step._asdict(), "total": step.total},

@@ -17,7 +17,6 @@ from pangu_tiny.inherit.cut_list import check_fits
 from pangu_tiny.inherit.masks import first_logits, mask_training_step
 from pangu_tiny.inherit.measure import first_order, looking
 from pangu_tiny.inherit.rank_teacher import check_method, rank_teacher
-from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.model.kernels import splash_block
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.planning.kernels import Attention
@@ -27,7 +26,7 @@ from pangu_tiny.program.build import Program, build, build_training
 from pangu_tiny.rounds.score_batches import score_batches, scoring_layout
 from pangu_tiny.rounds.stages import settings
 from pangu_tiny.topology.hardware import Hardware
-from pangu_tiny.topology.mesh import batch_shards, make_mesh, named_sharding
+from pangu_tiny.topology.mesh import batch_shards, named_sharding
 from pangu_tiny.topology.slices import Slice
 from pangu_tiny.training.train import train
 
@@ -42,7 +41,7 @@ class Planned(NamedTuple):
       function: compiled by JAX.
       arguments: shapes and layouts of what it takes.
       settings: of those of its parameters that are no arrays.
-      program: the model on its mesh; None where one chip runs it, without a mesh.
+      program: the model on its mesh.
       held: arrays that are there from step to step, by name.
       rows, accumulation: sequences that a chip takes at once, and how often in a step.
       tokens, flops: of a step, over all chips.
@@ -53,7 +52,7 @@ class Planned(NamedTuple):
     arguments: tuple[Any, ...]
     settings: dict[str, Any]
     mesh: Mesh
-    program: Program | None
+    program: Program
     held: dict[str, Any]
     rows: int
     accumulation: int
@@ -74,15 +73,16 @@ class Planned(NamedTuple):
     @property
     def activations(self) -> int:
         """Bytes that one chip keeps for the backward pass."""
-        if not self.backward or self.program is None:
+        if not self.backward:
             return 0
         length = self.tokens // self.sequences
         tensor = self.mesh.shape["tensor"]
         return saved_bytes(self.program.objective, self.rows, length, tensor)
 
     def attention(self, where: Slice) -> Attention | None:
-        """What the attention kernel of one chip does; None where there is no kernel."""
-        if self.program is None or self.program.hardware.attention != "splash":
+        """What the attention kernel of one chip does; None where there is no kernel, as with a
+        cache."""
+        if self.program.hardware.attention != "splash" or self.function is advance:
             return None
         shape, tensor = self.program.shape, self.mesh.shape["tensor"]
         length = self.tokens // self.sequences
@@ -205,18 +205,21 @@ def _ask_decode(sequence_length: int, tokens: float) -> Asked:
     drawing = {name: bound[name] for name in ("temperature", "top_k", "top_p")}
 
     def lay(hardware: Hardware, devices: Sequence[Any]) -> Planned:
-        mesh = make_mesh(1, 1, 1, devices[:1])
-        decoder = Decoder(shape)
-        shapes = _laid(step_shapes(decoder, sequence_length), named_sharding(mesh, ()))
-        params, _, cache, _ = shapes
+        program = build(shape, hardware, _MARKS, bound["dtype"], devices=devices)
+        mesh, decoder = program.mesh, program.objective.decoder
+        rows = -(-bound["batch_size"] // batch_shards(mesh))
+        batch = rows * batch_shards(mesh)
+        arguments = step_shapes(decoder, mesh, batch, sequence_length)
         sampling = Sampling(**drawing)
         chosen = {"decoder": decoder, "vocab_size": shape.vocab_size, "sampling": sampling}
-        held = {"parameters": params, "cache": cache}
-        flops = shape.flops_per_token(sequence_length) // 3
-        return Planned(advance, shapes, chosen, mesh, None, held, 1, 1, 1, flops, False)
+        held = {"parameters": arguments[0], "cache": arguments[2]}
+        flops = batch * shape.flops_per_token(sequence_length) // 3
+        return Planned(
+            advance, arguments, chosen, mesh, program, held, rows, 1, batch, flops, False
+        )
 
-    identity = _identity({**trained, "dtype": "float32", "global_batch": 1}) | drawing
-    return Asked(identity, trained["hardware"], (), lay, None)
+    identity = _identity({**bound, "model": shape}) | drawing
+    return Asked(identity, bound["hardware"], ("mesh",), lay, None)
 
 
 PROGRAMS: dict[str, Any] = {

@@ -38,7 +38,7 @@ def report_of(figures: dict[str, Any]) -> Report:
     mesh += f", accumulated {figures['accumulation']} times"
     bound = "at least " if step["at_least"] else ""
     facts = {
-        "mesh": "one chip alone" if figures["program"] == "decode" else mesh,
+        "mesh": mesh,
         "memory": f"{used(memory) / GIB:.2f} of {memory['capacity'] / GIB:.0f} GiB a chip: "
         + ", ".join(f"{k} {v / GIB:.2f}" for k, v in memory.items() if v and k != "capacity"),
         "step": f"{bound}{1e3 * step['total']:.1f} ms: "

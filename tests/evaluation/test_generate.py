@@ -1,6 +1,7 @@
-"""Generation: the laws of the draws, where they end, and what is printed when."""
+"""The stage generate: what is printed when, where texts end, and what is refused."""
 
 import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -18,137 +19,15 @@ from shapes import TINY, random_params
 
 from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.errors import UserError
-from pangu_tiny.evaluation.decoding import continuations, sample
-from pangu_tiny.evaluation.generate import generate
-from pangu_tiny.evaluation.sampling import Sampling, draw
-from pangu_tiny.model.decoder import Decoder, logits
+from pangu_tiny.evaluation import generate as stage
+from pangu_tiny.evaluation.decoding import sample
+from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.tokenizer.model import Tokenizer
+from pangu_tiny.topology.hardware import Hardware
 from pangu_tiny.vocabulary import huggingface
 
-PROBABILITIES = np.array([0.05, 0.4, 0.1, 0.15, 0.3])
-LOGITS = jnp.asarray(np.log(PROBABILITIES) + 3.0, jnp.float32)
-DRAWS = 4000
-
-
-def frequencies(temperature=1.0, top_k=0, top_p=1.0, values=LOGITS):
-    keys = jax.random.split(jax.random.key(0), DRAWS)
-    drawn = jax.jit(jax.vmap(lambda key: draw(values, key, Sampling(temperature, top_k, top_p))))(
-        keys
-    )
-    return np.bincount(np.asarray(drawn), minlength=len(values)) / DRAWS
-
-
-@pytest.mark.parametrize(
-    ("settings", "kept"),
-    [
-        ({}, [0, 1, 2, 3, 4]),
-        ({"top_k": 1}, [1]),
-        ({"top_k": 2}, [1, 4]),
-        ({"top_k": 10**30}, [0, 1, 2, 3, 4]),
-        ({"top_p": 0.39}, [1]),
-        ({"top_p": 0.41}, [1, 4]),  # the fewest that reach 0.41: 0.4 alone does not
-        ({"top_p": 0.71}, [1, 3, 4]),
-        ({"top_p": 1e-6}, [1]),
-        ({"top_k": 3, "top_p": 0.5}, [1, 4]),
-        ({"top_k": 1, "top_p": 0.9}, [1]),
-        ({"temperature": 0.5}, [0, 1, 2, 3, 4]),
-        ({"temperature": 2.0, "top_k": 2}, [1, 4]),
-        ({"temperature": 0.5, "top_p": 0.5}, [1]),  # of squared probabilities, 1 has 0.55
-    ],
-    ids=str,
-)
-def test_draws_follow_the_kept_part_of_the_distribution(settings, kept):
-    """χ² of 4,000 seeded draws: below 20 by chance in all but 0.05 % of cases with 4 degrees of
-    freedom; a temperature left out gives hundreds."""
-    expected = np.zeros(5)
-    expected[kept] = PROBABILITIES[kept] ** (1 / settings.get("temperature", 1.0))
-    expected /= expected.sum()
-    found = frequencies(**settings)
-    assert not found[expected == 0].any()
-    chi_square = DRAWS * np.sum((found - expected)[kept] ** 2 / expected[kept])
-    assert chi_square < 20
-
-
-def test_temperature_zero_takes_the_likeliest():
-    assert draw(LOGITS, jax.random.key(0), Sampling()) == 1
-    assert draw(LOGITS, jax.random.key(0), Sampling(0, 3, 0.1)) == 1
-
-
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ((-0.1, 0, 1.0), "generate.temperature is -0.1"),
-        ((1.0, -1, 1.0), "generate.top_k is -1"),
-        ((1.0, 0, 0.0), "generate.top_p is 0.0"),
-        ((1.0, 0, 1.1), "generate.top_p is 1.1"),
-    ],
-)
-def test_settings_out_of_range_are_refused(settings, named):
-    with pytest.raises(UserError, match=named):
-        Sampling(*settings).check()
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return Decoder(TINY), random_params(TINY)
-
-
-def test_greedy_sampling_equals_the_whole_sequence_again_and_again(tiny):
-    decoder, params = tiny
-    ids = [1, 5, 9]
-    drawn = list(sample(decoder, params, ids, 8))
-    whole = jax.jit(logits, static_argnums=0)(decoder, params, jnp.asarray([ids + drawn]))[0]
-    assert drawn == np.argmax(whole[len(ids) - 1 : -1], axis=-1).tolist()
-
-
-def test_the_end_mark_ends_and_is_not_given(tiny):
-    decoder, params = tiny
-    drawn = list(sample(decoder, params, [1, 5, 9], 8))
-    end = drawn[3]
-    assert list(sample(decoder, params, [1, 5, 9], 8, end_id=end)) == drawn[: drawn.index(end)]
-
-
-def test_a_seed_gives_the_same_draws_and_another_seed_others(tiny):
-    decoder, params = tiny
-
-    def drawn(seed):
-        return list(sample(decoder, params, [1], 12, sampling=Sampling(2.0), seed=seed))
-
-    assert drawn(0) == drawn(0) != drawn(1)
-
-
-def test_ids_beyond_the_tokenizer_are_not_drawn(tiny):
-    """A model may have more ids than its tokenizer, which could not decode them."""
-    decoder, params = tiny
-    drawn = list(sample(decoder, params, [1], 20, sampling=Sampling(50.0), vocab_size=4))
-    assert max(drawn) < 4
-
-
-def test_a_batch_gives_what_its_prompts_give_alone(tiny):
-    """Of several lengths, one of them read in two pieces, drawn in stretches: padding that is seen,
-    a position that counts it, or a key that depends on the batch would give other tokens."""
-    decoder, params = tiny
-    prompts = [[3], list(range(70, 75)), [7, 8] * 150]
-    settings = {"sampling": Sampling(1.0), "seed": 5}
-
-    def joined(prompts, tokens, **more):
-        drawn = list(continuations(decoder, params, prompts, tokens, **settings, **more))
-        return [np.concatenate(parts)[:tokens] for parts in zip(*drawn, strict=True)]
-
-    tokens_kb, logs_kb = joined(prompts, 8, stretch=3)
-    assert tokens_kb.shape == (8, 3)
-    whole = jax.jit(logits, static_argnums=0)
-    for place, prompt in enumerate(prompts):
-        alone_k1, alone_logs_k1 = joined([prompt], 8, numbers=[place])
-        assert alone_k1[:, 0].tolist() == tokens_kb[:, place].tolist()
-        np.testing.assert_allclose(alone_logs_k1[:, 0], logs_kb[:, place], atol=1e-4)
-        ids = [*prompt, *tokens_kb[:, place].tolist()]
-        said = jax.nn.log_softmax(
-            whole(decoder, params, jnp.asarray([ids]))[0, len(prompt) - 1 : -1]
-        )
-        wanted = np.asarray(said)[np.arange(8), tokens_kb[:, place]]
-        np.testing.assert_allclose(logs_kb[:, place], wanted, atol=1e-4)
+generate = functools.partial(stage.generate, hardware=Hardware())
 
 
 def train_sentencepiece(**settings):
@@ -209,8 +88,8 @@ def test_text_is_printed_as_it_comes_in_whole_characters(speaking, monkeypatch):
     would be one piece."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    text = generate(speaking, "a", tokens=20, temperature=0.0)
-    assert terminal.shown == ["a", "é", "b", "中"]
+    text = generate(speaking, prompt="a", tokens=20, temperature=0.0)
+    assert terminal.shown == ["a", "é", "b", "中", "\n"]
     assert terminal.getvalue() == "aéb中\n" and text == "aéb中"
 
 
@@ -243,18 +122,18 @@ def test_through_a_tokenizer_json(tmp_path, monkeypatch):
     checkpoint = write_whole(tmp_path, made, ids, begin_id=None, end_id=end)
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    assert generate(checkpoint, "<299>bxa", tokens=20, temperature=0.0) == "<299>bxaéb中"
-    assert terminal.shown == ["<299>bxa", "é", "b", "中"]
-    assert generate(checkpoint, "xa", tokens=2, temperature=0.0) == "xaé"
+    assert generate(checkpoint, prompt="<299>bxa", tokens=20, temperature=0.0) == "<299>bxaéb中"
+    assert terminal.shown == ["<299>bxa", "é", "b", "中", "\n"]
+    assert generate(checkpoint, prompt="xa", tokens=2, temperature=0.0) == "xaé"
     # Ids that the model does not have are never drawn: "<301>" would be no text.
-    assert generate(checkpoint, "k", tokens=1, temperature=0.0) != "k"
+    assert generate(checkpoint, prompt="k", tokens=1, temperature=0.0) != "k"
     for prompt, said in (
         ("<300>", r"checkpoint .* has 300 ids, but its tokenizer makes id 300 of generate.prompt"),
         ("", "generate.prompt is empty and checkpoint .* has no begin mark"),
         ("\udcff", r"generate.prompt '\\udcff' is not text"),
     ):
         with pytest.raises(UserError, match=said):
-            generate(checkpoint, prompt, tokens=1)
+            generate(checkpoint, prompt=prompt, tokens=1)
 
 
 def test_byte_fallback_in_a_tokenizer_json(tmp_path, monkeypatch):
@@ -268,12 +147,12 @@ def test_byte_fallback_in_a_tokenizer_json(tmp_path, monkeypatch):
     assert open_checkpoint(checkpoint).tokenizer().encode("aé") == tokenizer.encode("aé")
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    assert generate(checkpoint, "a", tokens=20, temperature=0.0) == "aéb中"
-    assert terminal.shown == ["a", "é", "b", "中"]
+    assert generate(checkpoint, prompt="a", tokens=20, temperature=0.0) == "aéb中"
+    assert terminal.shown == ["a", "é", "b", "中", "\n"]
 
 
 def test_a_character_that_is_never_finished_is_left_out(speaking, capsys):
-    assert generate(speaking, "a", tokens=5, temperature=0.0) == "aéb"
+    assert generate(speaking, prompt="a", tokens=5, temperature=0.0) == "aéb"
     assert capsys.readouterr().out == "aéb\n"
 
 
@@ -285,7 +164,7 @@ def test_a_prompt_that_the_tokenizer_changes_is_kept_as_it_was_given(tmp_path, c
     (last, following) = (tokenizer.encode(prompt)[-1], tokenizer.encode("a")[-1])
     shape, params = parrot([last, following, tokenizer.end_id])
     checkpoint = write_checkpoint(tmp_path, shape, params, tokenizer, sequence_length=32)
-    text = generate(checkpoint, prompt, tokens=9, temperature=0.0)
+    text = generate(checkpoint, prompt=prompt, tokens=9, temperature=0.0)
     assert text.replace(" ", "") == prompt + "a"
     assert capsys.readouterr().out == text + "\n"
 
@@ -294,10 +173,10 @@ def test_a_prompt_that_the_tokenizer_changes_is_kept_as_it_was_given(tmp_path, c
 def test_more_tokens_than_the_model_has_seen_are_refused(speaking, tokens, fits):
     """The begin mark and "a" take 2 of 32."""
     if fits:
-        assert generate(speaking, "a", tokens=tokens, temperature=0.0) == "aéb中"
+        assert generate(speaking, prompt="a", tokens=tokens, temperature=0.0) == "aéb中"
         return
     with pytest.raises(UserError, match=f"generate.tokens is {tokens}"):
-        generate(speaking, "a", tokens=tokens)
+        generate(speaking, prompt="a", tokens=tokens)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**70])
@@ -307,7 +186,7 @@ def test_a_seed_that_is_none_is_refused(seed):
 
 
 def test_no_tokens_is_the_prompt(speaking):
-    assert generate(speaking, "a", tokens=0) == "a"
+    assert generate(speaking, prompt="a", tokens=0) == "a"
 
 
 def test_a_workdir_keeps_the_text_and_refuses_another(speaking, tmp_path):
@@ -372,7 +251,7 @@ def test_where_a_continuation_ends(speaking, monkeypatch, capsys, stop, tokens, 
         assert (found["text"], found["finish"]) == (text, finish)
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    assert generate(speaking, "a", **settings) == "a" + text
+    assert generate(speaking, prompt="a", **settings) == "a" + text
     assert "".join(terminal.shown).rstrip("\n") == "a" + text
 
 
@@ -417,4 +296,4 @@ def test_files_of_prompts_that_are_none(speaking, tmp_path, name, content, named
 )
 def test_settings_that_are_none(speaking, settings, named):
     with pytest.raises(UserError, match=named):
-        generate(speaking, "a", **settings)
+        generate(speaking, prompt="a", **settings)

@@ -1,21 +1,26 @@
 """Whole stages with their workdirs on gs://, killed and started again."""
 
 import contextlib
+import dataclasses
 import json
 import signal
 import subprocess
+import sys
 
 import numpy as np
 import pytest
+from checkpoint_files import write_checkpoint
 from etils import epath
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
+from shapes import TINY, random_params
 from tiny_runs import EIGHT, assert_same_bits, command, run, start, start_together, state_of
 
 from pangu_tiny.checkpoints.read import is_finished, numbered, open_checkpoint
 from pangu_tiny.convert.import_hf import import_hf
 from pangu_tiny.convert.llama import tensors
 from pangu_tiny.evaluation.evaluate import evaluate
+from pangu_tiny.evaluation.generate import generate
 from pangu_tiny.inherit.inherit import inherit
 from pangu_tiny.inherit.layers import LayerChoice
 from pangu_tiny.inherit.masks import MaskTraining
@@ -156,3 +161,22 @@ def test_a_model_is_imported_ranked_and_cut(llama, dataset, bucket, tmp_path):
     there, here = cuts
     assert there.shape == here.shape == STUDENT
     assert_same_bits(*(flatten_dict(cut.params(), sep="/") for cut in cuts))
+
+
+def test_two_processes_generate(tokenizer, tmp_path):
+    """What one gives; the first says it."""
+    shape = dataclasses.replace(TINY, vocab_size=tokenizer.vocab_size)
+    model = write_checkpoint(tmp_path / "model", shape, random_params(shape), tokenizer, 64)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("the cat\na\nsat 世界\n")
+    bindings = {"generate.checkpoint": model, "generate.prompts": prompts, "generate.tokens": 8}
+    bindings |= {f"Hardware.{name}": value for name, value in vars(EIGHT).items()}
+    argv = [sys.executable, "-m", "pangu_tiny", "generate"]
+    argv += [f"--gin.{name}={value}" for name, value in bindings.items()]
+    argv += [f"--gin.generate.workdir={tmp_path / 'out'}"]
+    codes = [process.wait() for process in start_together(argv, tmp_path)]
+    logs = [(tmp_path / f"log{index}").read_text() for index in (0, 1)]
+    assert codes == [0, 0], logs
+    told = generate(model, EIGHT, prompts=str(prompts), tokens=8)
+    assert (tmp_path / "out" / "generated.jsonl").read_text() == told
+    assert told in logs[0] and '"prompt"' not in logs[1]
