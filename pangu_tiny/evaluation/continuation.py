@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from pangu_tiny.checkpoints.read import Checkpoint
 from pangu_tiny.evaluation.decoding import continuations
 from pangu_tiny.evaluation.sampling import Sampling
+from pangu_tiny.model.cached import by_layer
 from pangu_tiny.program.build import Program
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # as which the first bytes of a character are decoded
@@ -91,7 +92,7 @@ class Drawing:
         self.end_ids = {opened.about["end_id"], *opened.about.get("end_ids", [])}
         self.tokens, self.stop = tokens, stop
         self._decoder = program.objective.decoder
-        self._params = opened.params(program.param_shardings, self._decoder.dtype)
+        self._params = by_layer(opened.params(program.param_shardings, self._decoder.dtype))
         self._settings: dict[str, Any] = {"sampling": sampling, "seed": seed}
         self._settings["vocab_size"] = min(self.tokenizer.vocab_size, opened.shape.vocab_size)
 

@@ -19,12 +19,13 @@ from jax.sharding import Mesh
 
 from pangu_tiny.evaluation.sampling import GREEDY, Sampling, draw
 from pangu_tiny.model.attention import CACHE_AXES, Cache, empty_cache
+from pangu_tiny.model.cached import by_layer, extend
 from pangu_tiny.model.decoder import Decoder, parameter_shapes, project
-from pangu_tiny.model.layout import param_shardings
+from pangu_tiny.model.layout import layer_shardings
 from pangu_tiny.topology.mesh import batch_shards, constrain, named_sharding
 
-_MULTIPLE = 64  # of the lengths of prompts and caches
 _PIECE = 256  # positions that are read at once: each has a score for all positions of the cache
+_LEAST = 8  # positions for which a program is compiled
 
 
 class Drawn(NamedTuple):
@@ -50,6 +51,7 @@ def continuations(
     """Draws on, a stretch of tokens after the other, `tokens` in all or up to `stretch` - 1 more.
 
     Args:
+      params: of `by_layer`.
       prompts: ids, at least one each.
       numbers: of each prompt, with which its draws are seeded; None counts from 0.
       vocab_size: ids below it may be drawn, where the model has more than its tokenizer.
@@ -59,7 +61,8 @@ def continuations(
         return
     numbers = range(len(prompts)) if numbers is None else numbers
     filled = [*range(len(prompts)), *[0] * (-len(prompts) % _shards())]
-    widest = _rounded(max(map(len, prompts)))
+    pieces, rest = divmod(max(map(len, prompts)) - 1, _PIECE)
+    widest = pieces * _PIECE + _rounded(rest + 1)
     begins_b = np.asarray([widest - len(prompts[i]) for i in filled], np.int32)
     padded = [[0] * (widest - len(prompts[i])) + list(prompts[i]) for i in filled]
     keys_b, cache = _begin(
@@ -105,19 +108,16 @@ def step_shapes(decoder: Decoder, mesh: Mesh, batch: int, positions: int) -> tup
     """Shapes and layouts of what `advance` takes to draw a token for each of a batch of sequences
     of so many positions."""
     shape, capacity = decoder.shape, _rounded(positions)
-    arguments = (
-        parameter_shapes(shape, decoder.dtype),
-        jax.ShapeDtypeStruct((batch, 1), jnp.int32),
-        jax.eval_shape(lambda: empty_cache(shape, batch, capacity, decoder.dtype)),
-        jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)),
-    )
-    cached: Any = named_sharding(mesh, CACHE_AXES)
+    numbers_b = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    begun = functools.partial(_begin, decoder=decoder, capacity=capacity)
+    keys_b, cache = jax.eval_shape(begun, np.uint32(0), numbers_b, numbers_b)
+    params = jax.eval_shape(by_layer, parameter_shapes(shape, decoder.dtype))
     whole: Any = named_sharding(mesh, ())
-    layouts = (param_shardings(shape, mesh), whole, Cache(cached, cached, whole, whole), whole)
+    cached = jax.tree.map(lambda a: named_sharding(mesh, CACHE_AXES[-a.ndim :]), cache.layers)
     return jax.tree.map(
         lambda leaf, layout: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout),
-        arguments,
-        layouts,
+        (params, jax.ShapeDtypeStruct((batch, 1), jnp.int32), cache, keys_b),
+        (layer_shardings(shape, mesh), whole, Cache(cached, whole, whole), whole),
     )
 
 
@@ -128,7 +128,9 @@ def _shards() -> int:
 
 
 def _rounded(positions: int) -> int:
-    return -(-positions // _MULTIPLE) * _MULTIPLE
+    """To the next power of two, or half of it and a quarter."""
+    whole = max(_LEAST, 1 << (positions - 1).bit_length())
+    return next(size for size in (3 * whole // 4, whole) if size >= positions)
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "capacity"))
@@ -137,7 +139,7 @@ def _begin(
 ) -> tuple[jax.Array, Cache]:
     """The keys with which each prompt's tokens are drawn, and where it is remembered."""
     keys_b = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(numbers_b)
-    return keys_b, empty_cache(decoder.shape, len(begins_b), capacity, decoder.dtype, begins_b)
+    return keys_b, empty_cache(decoder.shape, capacity, begins_b, decoder.dtype)
 
 
 _CHOSEN = ("decoder", "vocab_size", "sampling")
@@ -155,14 +157,16 @@ def advance(
     sampling: Sampling,
 ) -> tuple[jax.Array, jax.Array, Cache]:
     """Feeds tokens, and draws for each prompt the one that follows the last of them."""
-    applied: Any = decoder.apply({"params": params}, tokens_bt, cache=cache)
-    logits_bv = constrain(project(applied[0][:, -1], params, vocab_size), "batch", None)
-    positions_b = applied[1].length - cache.begins
+    hidden_btd, cache = extend(decoder, params, tokens_bt, cache)
+    logits_bv = project(hidden_btd[:, -1], params, decoder.shape.padded_vocab)
+    logits_bv = constrain(logits_bv, "batch", "vocab")  # what is gathered is they, not the head
+    logits_bv = constrain(logits_bv[:, :vocab_size], "batch", None)
+    positions_b = cache.length - cache.begins
     keys_b = jax.vmap(jax.random.fold_in)(keys_b, positions_b)
     token_b = jax.vmap(functools.partial(draw, sampling=sampling))(logits_bv, keys_b)
     log_bv = jax.nn.log_softmax(logits_bv)
     log_b = jnp.take_along_axis(log_bv, token_b[:, None], axis=1)[:, 0]
-    return constrain(token_b.astype(jnp.int32), None), constrain(log_b, None), applied[1]
+    return constrain(token_b.astype(jnp.int32), None), constrain(log_b, None), cache
 
 
 @functools.partial(jax.jit, static_argnames=(*_CHOSEN, "stretch"), donate_argnames="cache")

@@ -1,7 +1,7 @@
 """Grouped-query attention with rotary positions, with or without a cache of earlier ones.
 
 Axes: b batch, t position, s cached position, d width, h heads, n key-value heads, k head_dim,
-f h · k.
+f h · k, q the queries of a key-value head, t · h / n.
 """
 
 from typing import Any, NamedTuple
@@ -11,38 +11,36 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from pangu_tiny.model.init import matrix_init
-from pangu_tiny.model.kernels import attention, masked_attention
+from pangu_tiny.model.kernels import attention
 from pangu_tiny.model.layers import apply_rope, gram, mean_size, record, tensordot
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.topology.mesh import constrain
 
-CACHE_AXES = ("layer", "batch", None, "kv_heads", None)
-"""Of keys and of values, the logical axes that are laid on the mesh."""
+CACHE_AXES = ("batch", "kv_heads", None, None)
+"""Of the keys and the values of a layer, the logical axes that are laid on the mesh."""
 
 
 class Cache(NamedTuple):
-    """Keys and values of earlier positions, float [layer, b, s, n, k] each, and how many there
-    are (int32 scalar); positions from `length` on are still free. Those before `begins` (int32 [b])
-    are padding, so that sequences of several lengths end at the same position."""
+    """Keys and values of earlier positions, float [b, n, s, k] both, a pair for every layer, and
+    how many there are (int32 scalar); positions from `length` on are still free. Those before
+    `begins` (int32 [b]) are padding, so that sequences of several lengths end at the same
+    position. A batch of one has no axis b: XLA would take it away for the products, and copy all
+    that is cached to do so."""
 
-    keys: jax.Array
-    values: jax.Array
+    layers: tuple[tuple[jax.Array, jax.Array], ...]
     length: jax.Array
     begins: jax.Array
 
 
-def empty_cache(
-    shape: ModelShape,
-    batch: int,
-    capacity: int,
-    dtype: Any = jnp.float32,
-    begins: jax.Array | None = None,
-) -> Cache:
-    """A cache for `capacity` positions of `batch` sequences, which begin at 0 or at `begins`."""
-    size = (shape.depth, batch, capacity, shape.kv_heads, shape.head_dim)
-    keys, values = (constrain(jnp.zeros(size, dtype), *CACHE_AXES) for _ in range(2))
-    begins = jnp.zeros(batch, jnp.int32) if begins is None else begins
-    return Cache(keys, values, jnp.zeros((), jnp.int32), begins)
+def empty_cache(shape: ModelShape, capacity: int, begins: jax.Array, dtype: Any) -> Cache:
+    """A cache for `capacity` positions of sequences that begin at `begins`."""
+    size = (len(begins), shape.kv_heads, capacity, shape.head_dim)
+
+    def empty() -> jax.Array:
+        return _laid(jnp.zeros(size[1:] if len(begins) == 1 else size, dtype))
+
+    layers = tuple((empty(), empty()) for _ in range(shape.depth))
+    return Cache(layers, jnp.zeros((), jnp.int32), begins)
 
 
 class Attention(nn.Module):
@@ -56,7 +54,7 @@ class Attention(nn.Module):
     backend: str
 
     @nn.compact
-    def __call__(self, x_btd, segments_bt, rope, cache):
+    def __call__(self, x_btd, segments_bt, rope, cache=None):
         d, h, n, k = self.shape.width, self.shape.heads, self.shape.kv_heads, self.shape.head_dim
         query_dhk = self.param("query", matrix_init, (d, h, k))
         key_dnk = self.param("key", matrix_init, (d, n, k))
@@ -86,14 +84,38 @@ def _length(x: jax.Array) -> jax.Array:
 
 def _attend_cached(q_bthk, k_btnk, v_btnk, cache):
     """Appends the new keys and values to one layer's cache and attends to all that is in it."""
-    keys_bsnk, values_bsnk, (length, begins_b) = cache
-    start = (0, length, 0, 0)
-    keys_bsnk, values_bsnk = (
-        constrain(jax.lax.dynamic_update_slice(old, new.astype(old.dtype), start), *CACHE_AXES[1:])
-        for old, new in ((keys_bsnk, k_btnk), (values_bsnk, v_btnk))
+    cached, length, begins_b = cache
+    keys, values = (
+        _appended(old, new, length) for old, new in zip(cached, (k_btnk, v_btnk), strict=True)
     )
-    positions_t = length + jnp.arange(q_bthk.shape[1])
-    s = jnp.arange(keys_bsnk.shape[1])
-    mask_bts = (s <= positions_t[:, None]) & (s >= begins_b[:, None, None])
-    mixed_bthk = masked_attention(q_bthk, keys_bsnk, values_bsnk, mask_bts)
-    return mixed_bthk, (keys_bsnk, values_bsnk)
+    (b, t, h, k), (n, s, _) = q_bthk.shape, keys.shape[-3:]
+    # As products of two matrices in each (b, n), what is cached never has to be turned.
+    q_bntx = jnp.swapaxes(q_bthk.reshape(b, t, n, h // n * k), 1, 2)
+    scores_bnqs = _product(q_bntx.reshape(b, n, -1, k), keys, -1, jnp.float32)
+    s = jnp.arange(s)
+    seen_bts = (s <= length + jnp.arange(t)[:, None]) & (s >= begins_b[:, None, None])
+    seen_b1qs = jnp.repeat(seen_bts, h // n, axis=1)[:, None]
+    scores_bnqs = jnp.where(seen_b1qs, scores_bnqs, jnp.finfo(jnp.float32).min)
+    weights_bnqs = jax.nn.softmax(scores_bnqs, axis=-1).astype(q_bthk.dtype)
+    mixed_bnqk = _product(weights_bnqs, values, -2)
+    mixed_btnx = jnp.swapaxes(mixed_bnqk.reshape(b, n, t, h // n * k), 1, 2)
+    return mixed_btnx.reshape(b, t, h, k), (keys, values)
+
+
+def _product(x_bnqi: jax.Array, cached: jax.Array, summed: int, dtype: Any = None) -> jax.Array:
+    """Of the queries, or of their weights, with what is cached, over one of its axes."""
+    each = tuple(range(cached.ndim - 2))
+    x = x_bnqi.reshape(*cached.shape[:-2], *x_bnqi.shape[-2:])
+    axes = (((x.ndim - 1,), (cached.ndim + summed,)), (each, each))
+    product = jax.lax.dot_general(x, cached, axes, preferred_element_type=dtype)
+    return product.reshape(*x_bnqi.shape[:-1], product.shape[-1])
+
+
+def _appended(cached: jax.Array, new_btnk: jax.Array, length: jax.Array) -> jax.Array:
+    new_bntk = jnp.swapaxes(new_btnk, 1, 2).astype(cached.dtype)
+    new = new_bntk.reshape(*cached.shape[:-2], *new_bntk.shape[-2:])
+    return _laid(jax.lax.dynamic_update_slice_in_dim(cached, new, length, axis=-2))
+
+
+def _laid(cached: jax.Array) -> jax.Array:
+    return constrain(cached, *CACHE_AXES[-cached.ndim :])

@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
 
 from pangu_tiny.errors import check_one_of
-from pangu_tiny.model.attention import Attention, Cache
+from pangu_tiny.model.attention import Attention
 from pangu_tiny.model.init import apply_scheme, matrix_init
 from pangu_tiny.model.kernels import INPUTS, OUTPUT, lookup
 from pangu_tiny.model.layers import (
@@ -71,7 +71,7 @@ REMAT_POLICIES = {
 
 
 class Block(nn.Module):
-    """One layer, as the body of a scan: the residual stream is carried, the cache is mapped.
+    """One layer, as the body of a scan that carries the residual stream.
 
     Recorded: `influence`, one less the mean cosine between what comes in and what goes out
     (block influence).
@@ -81,9 +81,8 @@ class Block(nn.Module):
     backend: str
 
     @nn.compact
-    def __call__(self, x_btd, cache, segments_bt, rope, extent):
+    def __call__(self, x_btd, segments_bt, rope, cache=None):
         shape = self.shape
-        cache = None if cache is None else (*cache, extent)
         normed_btd = RMSNorm(shape.norm_eps, name="attention_norm")(x_btd)
         mixed_btd, cache = Attention(shape, self.backend, name="attention")(
             normed_btd, segments_bt, rope, cache
@@ -135,49 +134,38 @@ class Decoder(nn.Module):
         tokens_bt: jax.Array,
         segments_bt: jax.Array | None = None,
         positions_bt: jax.Array | None = None,
-        cache: Cache | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
+    ) -> jax.Array:
         """Runs the blocks.
 
         Args:
           tokens_bt: int32 ids below vocab_size.
           segments_bt: int32, no position sees another segment; None is one segment.
-          positions_bt: int32 rotary positions, below t (with a cache, below its capacity); None
-            counts from 0, or goes on from the cache, whose padding is not counted.
-          cache: earlier positions to attend to; segments are then ignored.
+          positions_bt: int32 rotary positions, below t; None counts from 0.
 
         Returns:
-          Hidden states [b, t, d] in `dtype`, and the extended cache (None if none was given).
+          Hidden states [b, t, d] in `dtype`.
         """
         b, t = tokens_bt.shape
-        extent = None if cache is None else (cache.length, cache.begins)
         if segments_bt is None:
             segments_bt = jnp.ones((b, t), jnp.int32)
         if positions_bt is None:
             positions_bt = jnp.broadcast_to(jnp.arange(t), (b, t))
-            if cache is not None:
-                positions_bt = jnp.maximum(positions_bt + cache.length - cache.begins[:, None], 0)
         x_btd = Embedding(self.shape, self.dtype, name="embedding")(tokens_bt)
         x_btd = constrain(x_btd, "batch", None, None)
-        capacity = t if cache is None else cache.keys.shape[2]
-        tables = rope_tables(capacity, self.shape.head_dim, self.shape.rope_theta)
+        tables = rope_tables(jnp.arange(t), self.shape.head_dim, self.shape.rope_theta)
         rope = tuple(table[positions_bt] for table in tables)
         stack = nn.scan(
             _rematerialised(self.remat),
             variable_axes={"params": 0, "measured": 0, "grams": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast),
             length=self.shape.depth,
             unroll=self.unroll or self.shape.depth,
         )(self.shape, self.attention, name="blocks")
-        layers: Any = None if cache is None else (cache.keys, cache.values)
-        x_btd, layers = stack(x_btd, layers, segments_bt, rope, extent)
+        x_btd, _ = stack(x_btd, segments_bt, rope)
         if not self.shape.tied:
             Head(self.shape, name="head")()
-        x_btd = RMSNorm(self.shape.norm_eps, name="final_norm")(x_btd)
-        if cache is None:
-            return x_btd, None
-        return x_btd, Cache(layers[0], layers[1], cache.length + t, cache.begins)
+        return RMSNorm(self.shape.norm_eps, name="final_norm")(x_btd)
 
 
 class Embedding(nn.Module):
@@ -240,7 +228,7 @@ def head_kernel(params: dict[str, Any]) -> jax.Array:
 
 def logits(decoder: Decoder, params: dict[str, Any], tokens_bt: jax.Array) -> jax.Array:
     """All logits at once, float32 [b, t, vocab_size], for small inputs."""
-    hidden_btd, _ = decoder.apply({"params": params}, tokens_bt)
+    hidden_btd: Any = decoder.apply({"params": params}, tokens_bt)
     return project(hidden_btd, params, decoder.shape.vocab_size)
 
 

@@ -62,22 +62,16 @@ def causal_mask(segments_bt: jax.Array) -> jax.Array:
     return earlier_ts & (segments_bt[:, :, None] == segments_bt[:, None, :])
 
 
-def masked_attention(
-    q_bthk: jax.Array, k_bsnk: jax.Array, v_bsnk: jax.Array, mask_bts: jax.Array
-) -> jax.Array:
-    """The plain formula with any mask, of queries that are scaled; makes the whole square of
-    scores."""
+def _reference(q_bthk, k_bsnk, v_bsnk, segments_bt):
+    """The plain formula; makes the whole square of scores."""
     b, t, h, k = q_bthk.shape
     n = k_bsnk.shape[2]
     q_btngk = q_bthk.reshape(b, t, n, h // n, k)
     scores = jnp.einsum("btngk,bsnk->bngts", q_btngk, k_bsnk, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask_bts[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    mask_b11ts = causal_mask(segments_bt)[:, None, None]
+    scores = jnp.where(mask_b11ts, scores, jnp.finfo(jnp.float32).min)
     weights_bngts = jax.nn.softmax(scores, axis=-1).astype(q_bthk.dtype)
     return jnp.einsum("bngts,bsnk->btngk", weights_bngts, v_bsnk).reshape(b, t, h, k)
-
-
-def _reference(q_bthk, k_bsnk, v_bsnk, segments_bt):
-    return masked_attention(q_bthk, k_bsnk, v_bsnk, causal_mask(segments_bt))
 
 
 def _dot_product(q_bthk, k_bsnk, v_bsnk, segments_bt, implementation=None):

@@ -128,15 +128,15 @@ class RMSNorm(nn.Module):
         return normed_btd.astype(x_btd.dtype)
 
 
-def rope_tables(length: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine, float32 [length, 1, head_dim], of the rotary angles at 0 … length − 1: those
-    of head_dim / 2 pairs, twice.
+def rope_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine, float32 [*positions, 1, head_dim], of the rotary angles: those of
+    head_dim / 2 pairs, twice.
 
-    Precomputed, to be looked up by position: XLA would otherwise compute the sine anew at every
-    use.
+    XLA computes the sine anew at every use of it. Where the uses are many, tables of all positions
+    are made, and looked up.
     """
     exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None, None] / theta**exponents
+    angles = jnp.asarray(positions, jnp.float32)[..., None, None] / theta**exponents
     return jnp.tile(jnp.cos(angles), 2), jnp.tile(jnp.sin(angles), 2)
 
 

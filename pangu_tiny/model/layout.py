@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pangu_tiny.errors import UserError
 from pangu_tiny.model.decoder import PARAMETER_AXES, parameter_axes, parameter_shapes
@@ -27,6 +27,15 @@ def param_shardings(shape: ModelShape, mesh: Mesh) -> dict[str, Any]:
 
     axes = parameter_axes(shape)
     return jax.tree.map(layout, axes, is_leaf=lambda node: isinstance(node, tuple))
+
+
+def layer_shardings(shape: ModelShape, mesh: Mesh) -> dict[str, Any]:
+    """The same for parameters by layer (`model/cached.py`)."""
+    shardings = param_shardings(shape, mesh)
+    layer = jax.tree.map(
+        lambda layout: NamedSharding(mesh, PartitionSpec(*layout.spec[1:])), shardings["blocks"]
+    )
+    return shardings | {"blocks": [layer] * shape.depth}
 
 
 def thin_shards(shape: ModelShape, mesh: Mesh) -> list[str]:

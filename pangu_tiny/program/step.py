@@ -59,7 +59,7 @@ class Objective(NamedTuple):
 
     def __call__(self, params: dict[str, Any], rows_bt: jax.Array) -> tuple[Loss, Marked]:
         marked = read_marks(rows_bt, self.begin_id, self.end_id)
-        hidden_btd, _ = self.decoder.apply(
+        hidden_btd: Any = self.decoder.apply(
             {"params": params}, marked.inputs, marked.segments, marked.positions
         )
         loss = cross_entropy(

@@ -84,7 +84,7 @@ def make_pytorch(name: str) -> Callable[[], float]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -123,11 +123,19 @@ def make_pytorch(name: str) -> Callable[[], float]:
     return run
 
 
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
 def serve(name: str) -> None:
     """A child: steps as often as a line on standard input says, and answers with seconds."""
     run = (make_pangu_tiny if name == "pangu_tiny" else make_pytorch)(name)
     run()
     run()
+    answer(run)
+
+
+def answer(run: Callable[[], object]) -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         seconds = []
@@ -173,12 +181,12 @@ def median(rounds: list[list[float]]) -> float:
     return statistics.median(itertools.chain(*rounds))
 
 
-def show(seconds: dict[str, list[list[float]]]) -> None:
+def show(seconds: dict[str, list[list[float]]], tokens: int = BATCH * SEQUENCE) -> None:
     for name, rounds in seconds.items():
         times = list(itertools.chain(*rounds))
         low, _, high = statistics.quantiles(times, n=4)
         print(
-            f"{name:30} {BATCH * SEQUENCE / median(rounds):6.0f} tokens/s, median of {len(times)} "
+            f"{name:30} {tokens / median(rounds):6.0f} tokens/s, median of {len(times)} "
             f"steps {median(rounds):.3f} s, quartiles {low:.3f} to {high:.3f}"
         )
 

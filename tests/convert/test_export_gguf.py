@@ -16,6 +16,7 @@ from pangu_tiny.convert.export_gguf import export_gguf
 from pangu_tiny.convert.import_hf import import_hf
 from pangu_tiny.errors import UserError
 from pangu_tiny.evaluation.decoding import sample
+from pangu_tiny.model.cached import by_layer
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.tokenizer import proto
 from pangu_tiny.tokenizer.model import Tokenizer
@@ -131,6 +132,6 @@ def test_llama_cpp_tells_the_story_of_a_trained_model(real_data, tmp_path):
     # Its own tokenizer: a begin mark or a space too many makes another story.
     tokenizer, prompt = opened.tokenizer(), "Tom had 3 größe dogs. He"
     ids = [opened.about["begin_id"], *tokenizer.encode(prompt)]
-    drawn = [*sample(Decoder(opened.shape), opened.params(), ids, 60)]
+    drawn = [*sample(Decoder(opened.shape), by_layer(opened.params()), ids, 60)]
     whole = tokenizer.decode(ids[1:] + drawn)
     assert told(prompt, 60) == whole.removeprefix(prompt).strip()

@@ -13,6 +13,7 @@ from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.convert.export_hf import export_hf
 from pangu_tiny.convert.import_hf import import_hf
 from pangu_tiny.evaluation.decoding import sample
+from pangu_tiny.model.cached import by_layer
 from pangu_tiny.model.decoder import Decoder, logits
 
 pytestmark = pytest.mark.parity
@@ -49,7 +50,7 @@ def assert_same(checkpoint, folder, prompt, texts):
     made = model.generate(
         torch.tensor([begun]), do_sample=False, max_new_tokens=count, eos_token_id=None
     )
-    assert list(sample(decoder, params, begun, count)) == made[0, len(begun) :].tolist()
+    assert list(sample(decoder, by_layer(params), begun, count)) == made[0, len(begun) :].tolist()
 
 
 @pytest.mark.parametrize(

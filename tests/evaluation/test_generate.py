@@ -21,6 +21,7 @@ from pangu_tiny.checkpoints.read import open_checkpoint
 from pangu_tiny.errors import UserError
 from pangu_tiny.evaluation import generate as stage
 from pangu_tiny.evaluation.decoding import sample
+from pangu_tiny.model.cached import by_layer
 from pangu_tiny.model.decoder import Decoder
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.tokenizer.model import Tokenizer
@@ -205,7 +206,7 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
 
 def test_sampling_runs_in_bfloat16():
     shape = dataclasses.replace(TINY, depth=1)
-    drawn = list(sample(Decoder(shape, jnp.bfloat16), random_params(shape), [1, 2], 4))
+    drawn = list(sample(Decoder(shape, jnp.bfloat16), by_layer(random_params(shape)), [1, 2], 4))
     assert len(drawn) == 4
 
 

@@ -82,7 +82,7 @@ def activations(ranked_params, ranked_shape, rows):
     marked = read_marks(np.concatenate(first_batches(rows)), rows.begin_id, rows.end_id)
     norm, attention = RMSNorm(shape.norm_eps), Attention(shape, "reference")
     x_btd = ranked_params["embedding"]["table"][marked.inputs]
-    tables = rope_tables(marked.inputs.shape[1], shape.head_dim, shape.rope_theta)
+    tables = rope_tables(np.arange(marked.inputs.shape[1]), shape.head_dim, shape.rope_theta)
     rope = tuple(table[marked.positions] for table in tables)
     normed_btd = norm.apply({"params": block["attention_norm"]}, x_btd)
 

@@ -13,7 +13,8 @@ from programs import equations, matmul_flops
 from shapes import TINY, random_params
 
 from pangu_tiny.errors import UserError
-from pangu_tiny.model.attention import Cache, empty_cache
+from pangu_tiny.model.attention import empty_cache
+from pangu_tiny.model.cached import by_layer, extend
 from pangu_tiny.model.decoder import (
     REMAT_POLICIES,
     Decoder,
@@ -155,10 +156,10 @@ def test_cached_decoding_equals_the_whole_sequence():
 
     @jax.jit
     def advance(params, tokens_bt, cache):
-        hidden_btd, cache = decoder.apply({"params": params}, tokens_bt, cache=cache)
+        hidden_btd, cache = extend(decoder, by_layer(params), tokens_bt, cache)
         return project(hidden_btd, params, TINY.vocab_size), cache
 
-    cache: Cache = empty_cache(TINY, 2, 20)
+    cache = empty_cache(TINY, 20, jnp.zeros(2, jnp.int32), jnp.float32)
     pieces = []
     for start, end in ((0, 7), *((t, t + 1) for t in range(7, ROWS.shape[1]))):
         piece, cache = advance(params, ROWS[:, start:end], cache)

@@ -127,7 +127,7 @@ def documents_alone():
     ends = np.cumsum(DOCUMENTS[0])
     pieces = [ids[:, end - length : end] for end, length in zip(ends, DOCUMENTS[0], strict=True)]
     apply = jax.jit(Decoder(shape).apply)
-    alone = [apply({"params": params}, piece)[0] for piece in pieces]
+    alone = [apply({"params": params}, piece) for piece in pieces]
     return shape, params, ids, jnp.concatenate(alone, axis=1)
 
 
@@ -137,7 +137,7 @@ def test_decoder_on_a_packed_row_equals_the_documents_on_their_own(backend, docu
     shape, params, ids, alone = documents_alone
     positions = jnp.concatenate([jnp.arange(length) for length in DOCUMENTS[0]])[None]
     apply = jax.jit(Decoder(shape, attention=backend).apply)
-    packed, _ = apply({"params": params}, ids, jnp.asarray(SEGMENTS[:1]), positions)
+    packed = apply({"params": params}, ids, jnp.asarray(SEGMENTS[:1]), positions)
     np.testing.assert_allclose(packed, alone, atol=1e-4)
 
 

@@ -46,7 +46,7 @@ def test_rope_turns_half_split_pairs():
     head_dim, theta = 6, 500.0
     x = RANDOM.normal(size=(1, 4, 2, head_dim))
     positions = np.array([[0, 1, 7, 300]])
-    tables = tuple(table[positions] for table in rope_tables(301, head_dim, theta))
+    tables = rope_tables(positions, head_dim, theta)
     found = apply_rope(jnp.asarray(x, jnp.float32), tables)
     expected = np.empty_like(x)
     for pair in range(head_dim // 2):
@@ -60,7 +60,9 @@ def test_rope_turns_half_split_pairs():
 
 def test_the_gradient_of_rope_is_turned_back():
     x, pull = RANDOM.normal(size=(2, 1, 4, 2, 6))
-    tables = tuple(table[np.array([[0, 1, 7, 300]])] for table in rope_tables(301, 6, 500.0))
+    tables = tuple(
+        table[np.array([[0, 1, 7, 300]])] for table in rope_tables(np.arange(301), 6, 500.0)
+    )
     back = jax.vjp(lambda x: apply_rope(x, tables), jnp.asarray(x))[1](jnp.asarray(pull))[0]
     # A rotation is orthogonal: what is turned back and forth is what it was.
     np.testing.assert_allclose(apply_rope(back, tables), pull, atol=1e-5)
@@ -71,7 +73,9 @@ def test_rope_makes_scores_depend_on_distance_alone():
 
     def score(query_position, key_position):
         def turned(x, position):
-            tables = tuple(table[np.array([[position]])] for table in rope_tables(200, 8, 1e4))
+            tables = tuple(
+                table[np.array([[position]])] for table in rope_tables(np.arange(200), 8, 1e4)
+            )
             return apply_rope(jnp.asarray(x), tables)
 
         return float(jnp.sum(turned(q, query_position) * turned(k, key_position)))

@@ -133,7 +133,7 @@ def test_flops_formula_equals_the_traced_training_step(tied):
     batch, length = 2, 12
 
     def loss(params, tokens_bt):
-        hidden_btd, _ = Decoder(shape).apply({"params": params}, tokens_bt)
+        hidden_btd = Decoder(shape).apply({"params": params}, tokens_bt)
         return jnp.sum(project(hidden_btd, params, shape.vocab_size))
 
     tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)

@@ -87,7 +87,7 @@ def expected():
 
     def loss(params):
         marked = read_marks(jnp.asarray(rows()), BEGIN, END)
-        hidden, _ = Decoder(SHAPE).apply(
+        hidden = Decoder(SHAPE).apply(
             {"params": params}, marked.inputs, marked.segments, marked.positions
         )
         logits = hidden @ head_kernel(params)[:, : SHAPE.vocab_size]
