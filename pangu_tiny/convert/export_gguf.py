@@ -96,6 +96,8 @@ def _check(tokenizer: Tokenizer) -> None:
         " llama.cpp would put another": rules.add_dummy_prefix and defined,
         "a user-defined piece holds a space, which llama.cpp looks for before it is written as"
         " U+2581": any({proto.SPACE, " "} & set(piece) for piece in defined),
+        "user-defined pieces overlap, of which llama.cpp takes the longest first, wherever it"
+        " stands": _overlap(defined),
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
         raise UserError(
@@ -103,6 +105,20 @@ def _check(tokenizer: Tokenizer) -> None:
         )
     if rules.remove_extra_whitespaces:
         print("the tokenizer removes spaces at the ends of a text and in runs; llama.cpp does not")
+
+
+def _overlap(pieces: list[str]) -> bool:
+    """Whether one may begin inside of another that is no longer, and go on after it."""
+    begun_by: dict[str, set[str]] = {}
+    for piece in pieces:
+        for end in range(1, len(piece)):
+            begun_by.setdefault(piece[:end], set()).add(piece)
+    return any(
+        len(other) >= len(piece)
+        for piece in pieces
+        for start in range(1, len(piece))
+        for other in begun_by.get(piece[start:], set()) - {piece}
+    )
 
 
 def _describe(writer: Any, opened: Checkpoint, file_type: Any) -> None:

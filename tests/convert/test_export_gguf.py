@@ -12,7 +12,7 @@ from shapes import TINY, random_params
 
 from pangu_tiny import cli
 from pangu_tiny.checkpoints.read import open_checkpoint
-from pangu_tiny.convert.export_gguf import export_gguf
+from pangu_tiny.convert.export_gguf import _overlap, export_gguf
 from pangu_tiny.convert.import_hf import import_hf
 from pangu_tiny.errors import UserError
 from pangu_tiny.evaluation.decoding import sample
@@ -91,23 +91,39 @@ def test_modules_are_refused_with_advice(checkpoint, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("kind", "rules", "reason"),
+    ("kind", "pieces", "rules", "reason"),
     [
-        (proto.UNUSED, {}, "it has unused pieces"),
-        (proto.USER_DEFINED, {"add_dummy_prefix": True}, "would put another"),
-        (proto.USER_DEFINED, {}, "holds a space"),
+        (proto.UNUSED, ["<x>"], {}, "it has unused pieces"),
+        (proto.USER_DEFINED, ["<x>"], {"add_dummy_prefix": True}, "would put another"),
+        (proto.USER_DEFINED, ["<\u2581x>"], {}, "holds a space"),
+        (proto.USER_DEFINED, ["<a>", "><b>"], {}, "user-defined pieces overlap"),
     ],
 )
 def test_a_tokenizer_that_differs_there_is_refused(
-    kind, rules, reason, tokenizer, checkpoint, tmp_path
+    kind, pieces, rules, reason, tokenizer, checkpoint, tmp_path
 ):
     model = type(tokenizer.proto).FromString(tokenizer.model_bytes)
-    model.pieces.add(piece="<\u2581x>", score=0.0, type=kind)
+    for piece in pieces:
+        model.pieces.add(piece=piece, score=0.0, type=kind)
     for name, value in rules.items():
         setattr(model.normalizer_spec, name, value)
     source = checkpoint(PLAIN, Tokenizer(model.SerializeToString()))
     with pytest.raises(UserError, match=reason):
         export_gguf(source, str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "overlap"),
+    [
+        (["<a>", "<b>", "<a><b>"], False),
+        (["<abc>", ">x"], False),  # the longest is the first in a text too
+        (["ab", "bc"], True),
+        (["ab", "bcd"], True),
+        (["aba"], False),  # with itself alone: both take the first
+    ],
+)
+def test_pieces_that_overlap(pieces, overlap):
+    assert _overlap(pieces) == overlap
 
 
 @pytest.mark.parity

@@ -1,10 +1,12 @@
-"""A 7B-shaped bfloat16 checkpoint of random weights, cut to PanGu-π-1B Pro: peak memory and time.
+"""A 7B-shaped bfloat16 checkpoint of random weights, cut to PanGu-π-1B Pro, and exported for
+transformers: peak memory and time.
 
-python tests/benchmarks/inherit_memory.py --folder=FOLDER [--rounds=3]
+python tests/benchmarks/teacher_memory.py --folder=FOLDER [--rounds=3]
 
-FOLDER takes 14 GB for the teacher (made once) and 2 GB for the student. Each measurement is a
-process of its own, start included; reading is every leaf of the teacher once, layer by layer. The
-aims are 6 GiB at most, and 3 times the time of reading.
+FOLDER takes 14 GB for the teacher (made once) and 14 GB for what is made of it. Each measurement is
+a process of its own, start included; reading is every leaf of the teacher once, layer by layer. The
+aims are 6 GiB at most and 3 times the time of reading for the cut, 3 GiB and twice the time for the
+export.
 """
 
 import argparse
@@ -104,6 +106,17 @@ def cut(folder: pathlib.Path) -> None:
         sys.exit("inherit failed")
 
 
+def export(folder: pathlib.Path) -> None:
+    from pangu_tiny.cli import main
+
+    bindings = {"checkpoint": folder / "teacher", "workdir": folder / "export"}
+    if main(["export-hf", *(f"--gin.export_hf.{name}={path}" for name, path in bindings.items())]):
+        sys.exit("export-hf failed")
+
+
+RUNS = {"read": read, "cut": cut, "export": export}
+
+
 def measure(folder: pathlib.Path, what: str) -> tuple[float, float]:
     """Seconds and the peak resident GiB of a process of its own."""
     script = (
@@ -124,30 +137,32 @@ def compare(folder: pathlib.Path, rounds: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tokenizer" / "id_map.json").exists():
         make(folder)
-    seconds: dict[str, list[float]] = {"read": [], "cut": []}
-    peaks: dict[str, float] = {"read": 0.0, "cut": 0.0}
+    seconds: dict[str, list[float]] = {what: [] for what in RUNS}
+    peaks = dict.fromkeys(RUNS, 0.0)
     for _ in range(rounds):
-        shutil.rmtree(folder / "student", ignore_errors=True)
-        for what in seconds:
+        for what in RUNS:
+            for made in ("student", "export"):
+                shutil.rmtree(folder / made, ignore_errors=True)
             taken, peak = measure(folder, what)
             seconds[what].append(taken)
             peaks[what] = max(peaks[what], peak)
     for what, times in seconds.items():
         print(
-            f"{what:5} {statistics.median(times):6.1f} s, median of {rounds}, {min(times):.1f} to "
+            f"{what:6} {statistics.median(times):6.1f} s, median of {rounds}, {min(times):.1f} to "
             f"{max(times):.1f}; peak {peaks[what]:.2f} GiB"
         )
-    ratio = statistics.median(seconds["cut"]) / statistics.median(seconds["read"])
-    print(f"cut / read {ratio:.2f}")
+    for what in ("cut", "export"):
+        ratio = statistics.median(seconds[what]) / statistics.median(seconds["read"])
+        print(f"{what} / read {ratio:.2f}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=pathlib.Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--run", choices=("read", "cut"), help=argparse.SUPPRESS)
+    parser.add_argument("--run", choices=RUNS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
-        {"read": read, "cut": cut}[options.run](options.folder.absolute())
+        RUNS[options.run](options.folder.absolute())
     else:
         compare(options.folder.absolute(), options.rounds)
