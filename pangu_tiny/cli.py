@@ -43,6 +43,7 @@ STAGES = {
     "select-batches": Stage("rounds", "what the next round trains on, by these losses"),
     "train-rounds": Stage("rounds", "train, score, select, train, in one command", "all"),
     "evaluate": Stage("evaluation", "held-out loss of a checkpoint", "all"),
+    "benchmark": Stage("benchmark", "the scores of a checkpoint on the paper's benchmarks", "all"),
     "generate": Stage("evaluation", "text from a checkpoint", "all"),
     "export-hf": Stage("convert", "a checkpoint to Hugging Face's layout", "cpu"),
     "export-gguf": Stage("convert", "a checkpoint of plain blocks to a GGUF file", "cpu"),

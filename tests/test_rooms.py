@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(pangu_tiny.__file__).parent
 
 ROOMS = [
     "__main__", "cli",
-    "reproduce", "planning", "evaluation", "inherit", "rounds", "convert", "training",
+    "reproduce", "planning", "benchmark", "evaluation", "inherit", "rounds", "convert", "training",
     "checkpoints", "vocabulary", "program", "data", "model", "text", "tokenizer", "topology",
     "jobs", "beam", "config", "arrays", "page", "workdir", "progress", "git_lfs", "typed", "errors",
 ]  # fmt: skip

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 from pangu_tiny.checkpoints.read import Checkpoint
 from pangu_tiny.evaluation.decoding import continuations
 from pangu_tiny.evaluation.sampling import Sampling
-from pangu_tiny.model.cached import by_layer
 from pangu_tiny.program.build import Program
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # as which the first bytes of a character are decoded
@@ -77,12 +76,19 @@ class Continuation:
 
 
 class Drawing:
-    """All that prompts share; to be made and used with the mesh of the program in context."""
+    """All that prompts share; to be used with the mesh of the program in context.
+
+    Args:
+      params: of `by_layer`.
+      tokens: that are drawn at most.
+      stop: texts before which a continuation ends.
+    """
 
     def __init__(
         self,
         opened: Checkpoint,
         program: Program,
+        params: dict[str, Any],
         sampling: Sampling,
         seed: int,
         tokens: int,
@@ -91,8 +97,7 @@ class Drawing:
         self.tokenizer = opened.tokenizer()
         self.end_ids = {opened.about["end_id"], *opened.about.get("end_ids", [])}
         self.tokens, self.stop = tokens, stop
-        self._decoder = program.objective.decoder
-        self._params = by_layer(opened.params(program.param_shardings, self._decoder.dtype))
+        self._decoder, self._params = program.objective.decoder, params
         self._settings: dict[str, Any] = {"sampling": sampling, "seed": seed}
         self._settings["vocab_size"] = min(self.tokenizer.vocab_size, opened.shape.vocab_size)
 

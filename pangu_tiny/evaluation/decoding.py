@@ -24,7 +24,8 @@ from pangu_tiny.model.decoder import Decoder, parameter_shapes, project
 from pangu_tiny.model.layout import layer_shardings
 from pangu_tiny.topology.mesh import batch_shards, constrain, named_sharding
 
-_PIECE = 256  # positions that are read at once: each has a score for all positions of the cache
+PIECE = 256
+"""Positions that are read at once: each has a score for all positions of the cache."""
 _LEAST = 8  # positions for which a program is compiled
 
 
@@ -60,9 +61,9 @@ def continuations(
     if not tokens:
         return
     numbers = range(len(prompts)) if numbers is None else numbers
-    filled = [*range(len(prompts)), *[0] * (-len(prompts) % _shards())]
-    pieces, rest = divmod(max(map(len, prompts)) - 1, _PIECE)
-    widest = pieces * _PIECE + _rounded(rest + 1)
+    filled = [*range(len(prompts)), *[0] * (-len(prompts) % shards())]
+    pieces, rest = divmod(max(map(len, prompts)) - 1, PIECE)
+    widest = pieces * PIECE + rounded(rest + 1)
     begins_b = np.asarray([widest - len(prompts[i]) for i in filled], np.int32)
     padded = [[0] * (widest - len(prompts[i])) + list(prompts[i]) for i in filled]
     keys_b, cache = _begin(
@@ -70,14 +71,14 @@ def continuations(
         np.asarray([numbers[i] for i in filled], np.uint32),
         begins_b,
         decoder=decoder,
-        capacity=_rounded(widest + tokens + stretch),
+        capacity=rounded(widest + tokens + stretch),
     )
     chosen = {
         "decoder": decoder,
         "vocab_size": vocab_size or decoder.shape.vocab_size,
         "sampling": sampling,
     }
-    ends = [*range(widest % _PIECE or _PIECE, widest, _PIECE)]
+    ends = [*range(widest % PIECE or PIECE, widest, PIECE)]
     for piece_bt in np.split(np.asarray(padded, np.int32), ends, axis=1):
         last_b, log_b, cache = advance(params, piece_bt, cache, keys_b, **chosen)
     drawn = last_b[None], log_b[None]
@@ -107,7 +108,7 @@ def sample(
 def step_shapes(decoder: Decoder, mesh: Mesh, batch: int, positions: int) -> tuple[Any, ...]:
     """Shapes and layouts of what `advance` takes to draw a token for each of a batch of sequences
     of so many positions."""
-    shape, capacity = decoder.shape, _rounded(positions)
+    shape, capacity = decoder.shape, rounded(positions)
     numbers_b = jax.ShapeDtypeStruct((batch,), jnp.int32)
     begun = functools.partial(_begin, decoder=decoder, capacity=capacity)
     keys_b, cache = jax.eval_shape(begun, np.uint32(0), numbers_b, numbers_b)
@@ -121,13 +122,13 @@ def step_shapes(decoder: Decoder, mesh: Mesh, batch: int, positions: int) -> tup
     )
 
 
-def _shards() -> int:
+def shards() -> int:
     """Into how many parts the mesh in context cuts a batch."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else batch_shards(mesh)
 
 
-def _rounded(positions: int) -> int:
+def rounded(positions: int) -> int:
     """To the next power of two, or half of it and a quarter."""
     whole = max(_LEAST, 1 << (positions - 1).bit_length())
     return next(size for size in (3 * whole // 4, whole) if size >= positions)

@@ -12,6 +12,7 @@ from pangu_tiny.errors import UserError, check_number, check_one_of, failing_as
 from pangu_tiny.evaluation.continuation import Asked, Continuation, Drawing
 from pangu_tiny.evaluation.prompts import read_prompts
 from pangu_tiny.evaluation.sampling import Sampling
+from pangu_tiny.model.cached import by_layer
 from pangu_tiny.program.build import DTYPES, build
 from pangu_tiny.progress import Progress
 from pangu_tiny.topology.hardware import Hardware
@@ -88,7 +89,8 @@ def generate(
         )
     program = build(opened.shape, hardware, Marks(0, 0), dtype)
     with jax.set_mesh(program.mesh):
-        drawing = Drawing(opened, program, sampling, seed, tokens, stop or [])
+        params = by_layer(opened.params(program.param_shardings, program.objective.decoder.dtype))
+        drawing = Drawing(opened, program, params, sampling, seed, tokens, stop or [])
         if prompts is None:
             text, name = _stream(drawing, asked[0]), "generated.txt"
         else:

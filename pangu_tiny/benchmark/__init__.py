@@ -1,0 +1,1 @@
+"""What a model scores on benchmarks, as others score them."""

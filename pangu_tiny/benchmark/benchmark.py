@@ -1,0 +1,153 @@
+"""The stage `benchmark`: what a checkpoint scores on the paper's ten benchmarks.
+
+The choice counts whose text has the lowest cross-entropy: summed over the whole text, question and
+shots included, and divided by the number of all its tokens, the first included, as OpenCompass does
+it; of equal ones the first. Where a text is too long for the model, shots are left out from the last
+on, and what then is too long is cut on the left.
+"""
+
+import difflib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from pangu_tiny.benchmark.answers import Answer, Answers, Asked
+from pangu_tiny.benchmark.paper_tasks import SUITES, TASKS
+from pangu_tiny.benchmark.put import Put, put
+from pangu_tiny.benchmark.questions import Choice
+from pangu_tiny.benchmark.results import results_of, told
+from pangu_tiny.benchmark.scorer import Shared, nats
+from pangu_tiny.checkpoints.read import Checkpoint, open_checkpoint
+from pangu_tiny.data.rows import Marks
+from pangu_tiny.errors import UserError, check_number, check_one_of
+from pangu_tiny.evaluation.continuation import Asked as Prompt
+from pangu_tiny.evaluation.continuation import Drawing
+from pangu_tiny.evaluation.sampling import GREEDY
+from pangu_tiny.model.cached import by_layer
+from pangu_tiny.program.build import DTYPES, Program, build
+from pangu_tiny.topology.hardware import Hardware
+from pangu_tiny.topology.processes import alone, say
+from pangu_tiny.topology.shared_workdir import claim_together
+from pangu_tiny.workdir import absolute, digest_of, write_atomically
+
+_STRETCH = 16  # tokens of a batch that are written between two looks at them
+
+
+def benchmark(
+    checkpoint: str,
+    folder: str,
+    workdir: str,
+    hardware: Hardware,
+    suite: str = "paper",
+    tasks: list[str] | None = None,
+    questions: int | None = None,
+    batch_size: int = 16,
+    dtype: str = "float32",
+    save_seconds: float = 60.0,
+) -> dict[str, Any]:
+    """Scores a checkpoint on benchmarks that lie in a folder as OpenCompass keeps them.
+
+    Args:
+      checkpoint: a train workdir, or that of inherit or import-hf, or a step in one.
+      folder: OpenCompass's `data` folder.
+      workdir: where `benchmark.json` and `report.html` go, and answers, so that the same command
+        goes on after an interruption.
+      hardware: how the work is laid out.
+      suite: "paper", the paper's ten.
+      tasks: those of these names instead; mmlu_val is MMLU where its test split is not at hand.
+      questions: of every set, the first so many; None is all. For a try: the published figures are
+        of all.
+      batch_size: questions that are put at once.
+      dtype: "float32" or "bfloat16", of matrices and activations.
+      save_seconds: between two times that answers are written.
+
+    Returns:
+      by task its score, the level of chance, and how many questions were put, how and which.
+    """
+    check_one_of("benchmark.suite", suite, SUITES)
+    check_one_of("benchmark.dtype", dtype, DTYPES)
+    check_number("benchmark.batch_size", batch_size, 1)
+    check_number("benchmark.questions", questions, 1)
+    chosen = list(SUITES[suite] if tasks is None else tasks)
+    for name in chosen:
+        if name not in TASKS:
+            near = difflib.get_close_matches(name, TASKS, 3) or list(TASKS)
+            raise UserError(f"benchmark.tasks: {name!r} is unknown, expected {' or '.join(near)}")
+    opened = open_checkpoint(checkpoint)
+    asked = list(put(opened, absolute(folder), chosen, questions))
+    facts = {
+        "checkpoint": opened.identity,
+        "questions": digest_of([[one.key, one.ids] for one in asked]),
+        "dtype": dtype,
+        "batch_size": batch_size,
+    }
+    where = claim_together(workdir, "benchmark", facts)
+    answers = Answers(where / "answers.json", save_seconds)
+    program = build(opened.shape, hardware, Marks(0, 0), dtype)
+    with jax.set_mesh(program.mesh):
+        params = by_layer(opened.params(program.param_shardings, program.objective.decoder.dtype))
+        for name in chosen:
+            of_task = [one for one in asked if one.key.startswith(f"{name}/")]
+            _choose(program, params, of_task, answers, batch_size, name)
+            _write(opened, program, params, of_task, answers, batch_size, name)
+    result = results_of(chosen, asked, answers.by_key) | {"step": opened.about["step"]}
+    report = told(result)
+    with alone() as leads:
+        if leads:
+            write_atomically(where / "benchmark.json", json.dumps(result, indent=1))
+            report.write(where)
+    say(f"benchmark {where / 'benchmark.json'}: step {opened.about['step']} of {checkpoint}")
+    say(report.text())
+    say(f"  report       {where / 'report.html'}")
+    return result
+
+
+def _choose(
+    program: Program,
+    params: dict[str, Any],
+    questions: Sequence[Put],
+    answers: Answers,
+    batch_size: int,
+    label: str,
+) -> None:
+    """Nats of every choice."""
+    asked = []
+    for one in questions:
+        if isinstance(one.question, Choice):
+            shared = Shared.of(one.ids)
+            asked.append(Asked(one.key, len(one.ids), shared.size, shared))
+
+    def answer(batch: list[Asked]) -> Sequence[Answer]:
+        decoder, chunk = program.objective.decoder, program.hardware.loss_chunk
+        return nats(decoder, params, [one.given for one in batch], chunk).tolist()
+
+    if asked:
+        answers.collect(label, asked, batch_size, answer)
+
+
+def _write(
+    opened: Checkpoint,
+    program: Program,
+    params: dict[str, Any],
+    questions: Sequence[Put],
+    answers: Answers,
+    batch_size: int,
+    label: str,
+) -> None:
+    """What the model writes, the likeliest token each time."""
+    for tokens in sorted({one.tokens for one in questions if one.tokens}):
+        drawing = Drawing(opened, program, params, GREEDY, 0, tokens, [])
+        asked = [
+            Asked(one.key, 1, (len(one.ids[0]),), Prompt("", one.ids[0], 0))
+            for one in questions
+            if one.tokens == tokens
+        ]
+
+        def answer(batch: list[Asked], drawing: Drawing = drawing) -> Sequence[Answer]:
+            prompts = [one.given for one in batch]
+            *_, ended = drawing.draw(prompts, range(len(prompts)), _STRETCH)
+            return [one.text for one in ended]
+
+        answers.collect(f"{label}, written", asked, batch_size, answer)

@@ -1,0 +1,77 @@
+"""Questions as they are put to a model: in ids, none longer than it allows."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from etils import epath
+
+from pangu_tiny.benchmark.paper_tasks import TASKS
+from pangu_tiny.benchmark.questions import Choice, Open, Part, Question
+from pangu_tiny.checkpoints.read import Checkpoint
+
+
+class Put(NamedTuple):
+    """A question as it is put.
+
+    Attributes:
+      key: task, set and place.
+      ids: of each choice, or of the prompt alone.
+      tokens: that may be written.
+      shots_left_out, cut: whether it had to be made shorter, and how.
+    """
+
+    key: str
+    part: Part
+    question: Question
+    ids: list[list[int]]
+    tokens: int
+    shots_left_out: bool
+    cut: bool
+
+
+def put(
+    opened: Checkpoint, folder: epath.Path, names: Sequence[str], most: int | None
+) -> Iterator[Put]:
+    """The questions of some tasks, of every set the first `most`."""
+    model = _Model(opened)
+    for name in names:
+        for part in TASKS[name].parts:
+            for of_set in part.sets:
+                for place, question in enumerate(part.questions(folder, of_set)[:most]):
+                    key = f"{name}/{of_set}/{place}"
+                    if isinstance(question, Choice):
+                        yield model.choice(key, part, question)
+                    else:
+                        yield model.open(key, part, question)
+
+
+class _Model:
+    """What of a model decides how it is asked."""
+
+    def __init__(self, opened: Checkpoint):
+        self._encode, self._longest = opened.tokenizer().encode, opened.about["sequence_length"]
+        mark = opened.about["begin_id"]
+        self._begin = [] if mark is None else [mark]
+
+    def choice(self, key: str, part: Part, question: Choice) -> Put:
+        for shots in range(len(question.shots), -1, -1):
+            ids = [self._begin + self._encode(text) for text in question.texts(shots)]
+            if max(map(len, ids)) <= self._longest:
+                break
+        fewer = shots < len(question.shots)
+        return self._cut(key, part, question, ids, self._longest, 0)._replace(shots_left_out=fewer)
+
+    def open(self, key: str, part: Part, question: Open) -> Put:
+        """At most half of what the model allows is written; not stated in the paper: chosen so
+        that a prompt has as much room, whatever the model allows."""
+        tokens = min(part.tokens, self._longest // 2)
+        ids = [self._begin + self._encode(question.prompt)]
+        return self._cut(key, part, question, ids, self._longest - tokens, tokens)
+
+    def _cut(
+        self, key: str, part: Part, question: Question, ids: list[list[int]], room: int, tokens: int
+    ) -> Put:
+        cut = max(map(len, ids)) > room
+        kept = room - len(self._begin)
+        shorter = [self._begin + one[-kept:] if len(one) > room else one for one in ids]
+        return Put(key, part, question, shorter, tokens, False, cut)

@@ -1,0 +1,130 @@
+"""Answers to scores, and the table that tells them beside the paper's."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pangu_tiny.benchmark.answers import Answer
+from pangu_tiny.benchmark.paper_tasks import PAPER, SUITES, TASKS
+from pangu_tiny.benchmark.put import Put
+from pangu_tiny.benchmark.questions import NONE, Choice
+from pangu_tiny.page import Report, paragraph, section, table
+
+
+def results_of(
+    names: Sequence[str], put: Sequence[Put], answers: Mapping[str, Answer]
+) -> dict[str, Any]:
+    """Of every task the mean over its sets, in hundredths; of a set the mean over its questions."""
+    by_task: dict[str, dict[str, list[Put]]] = {name: {} for name in names}
+    for one in put:
+        name, of_set, _ = one.key.split("/")
+        by_task[name].setdefault(of_set, []).append(one)
+    tasks: dict[str, Any] = {}
+    for name, sets in by_task.items():
+        scores = {
+            of_set: 100 * statistics.fmean(right(one, answers[one.key]) for one in questions)
+            for of_set, questions in sets.items()
+        }
+        task, questions = TASKS[name], [one for of_set in sets.values() for one in of_set]
+        levels = [
+            statistics.fmean(_chance(one) for one in of_set)
+            for of_set in sets.values()
+            if isinstance(of_set[0].question, Choice)
+        ]
+        tasks[name] = {
+            "title": task.title,
+            "metric": task.metric,
+            "score": statistics.fmean(scores.values()),
+            # Of what is written there is no level.
+            "chance": 100 * statistics.fmean(levels) if levels else None,
+            "split": task.split,
+            "questions": len(questions),
+            "published": task.published,
+            "shots_left_out": sum(one.shots_left_out for one in questions),
+            "cut_on_the_left": sum(one.cut for one in questions),
+            "source": task.source,
+            "sets": {
+                of_set: {"score": scores[of_set], "questions": len(sets[of_set])}
+                for of_set in (sets if len(sets) > 1 else ())
+            },
+        }
+    return {"tasks": tasks, "average": statistics.fmean(one["score"] for one in tasks.values())}
+
+
+def right(one: Put, answer: Answer) -> float:
+    """How right an answer is, from 0 to 1."""
+    if isinstance(one.question, Choice):
+        entropies = np.asarray(answer) / [len(ids) for ids in one.ids]
+        return float(one.question.gold != NONE and np.argmin(entropies) == one.question.gold)
+    assert one.part.grade and isinstance(answer, str)
+    return one.part.grade(answer, one.question.reference)
+
+
+def _chance(one: Put) -> float:
+    """Of who takes any of the choices; those that are filled up count as often as they stand."""
+    assert isinstance(one.question, Choice)
+    return 1 / len(one.ids) if one.question.gold != NONE else 0.0
+
+
+def told(result: dict[str, Any]) -> Report:
+    """The lines and the page of a result."""
+    tasks = result["tasks"]
+    facts = {}
+    for task in tasks.values():
+        line = f"{task['score']:.2f}"
+        if task["chance"] is not None:
+            line += f", chance {task['chance']:.2f}"
+        facts[task["title"]] = f"{line} ({task['metric']}, {_counted(task)})"
+    facts["average"] = f"{result['average']:.2f}"
+    head = ("model", *(task["title"] for task in tasks.values()), "average")
+    rows = [["this one", *(f"{task['score']:.2f}" for task in tasks.values())]]
+    rows[0].append(f"{result['average']:.2f}")
+    chance = [task["chance"] for task in tasks.values()]
+    rows.append(["chance", *("" if level is None else f"{level:.2f}" for level in chance), ""])
+    columns = [name.removesuffix("_val") for name in tasks]
+    if set(columns) <= set(SUITES["paper"]):
+        places = [SUITES["paper"].index(name) for name in columns]
+        for model, scores in PAPER.items():
+            picked = [scores[place] for place in places]
+            rows.append([model, *(f"{score:.2f}" for score in picked)])
+            rows[-1].append(f"{statistics.fmean(picked):.2f}")
+    sections = [
+        section("Beside the paper's", table(rows, head)),
+        section(
+            "Questions",
+            table(
+                [
+                    (task["title"], task["split"], _counted(task), task["source"])
+                    for task in tasks.values()
+                ],
+                ("benchmark", "split", "questions", "prompts, in OpenCompass's configs/datasets"),
+            ),
+        ),
+    ]
+    for task in tasks.values():
+        if task["sets"]:
+            lines = [
+                (name, f"{found['score']:.2f}", found["questions"])
+                for name, found in task["sets"].items()
+            ]
+            sections.append(section(task["title"], table(lines, ("set", "score", "questions"))))
+    sections.append(
+        paragraph(
+            "The paper's rows are those of its table of results; its prompts are not stated in it."
+        )
+    )
+    return Report("Benchmarks", facts, (), sections)
+
+
+def _counted(task: dict[str, Any]) -> str:
+    count = f"{task['questions']:,}"
+    if task["questions"] != task["published"]:
+        count += f" of {task['published']:,}"
+    count += " questions"
+    if task["shots_left_out"]:
+        count += f", {task['shots_left_out']:,} with fewer shots"
+    if task["cut_on_the_left"]:
+        count += f", {task['cut_on_the_left']:,} cut on the left"
+    return count

@@ -1,0 +1,118 @@
+"""How likely texts are: the negative log-likelihood of all tokens but the first, in nats.
+
+What the choices of a question begin with is read once, into a cache from which each goes on. It is
+padded on the left, and what follows on the right, to a few sizes, so that few programs are compiled.
+With a mesh in context the batch is cut as the model is.
+
+Axes: b question, t position, k choice.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pangu_tiny.evaluation.decoding import PIECE, rounded, shards
+from pangu_tiny.model.attention import Cache, empty_cache
+from pangu_tiny.model.cached import extend
+from pangu_tiny.model.decoder import Decoder, head_kernel
+from pangu_tiny.program.loss import cross_entropy
+from pangu_tiny.topology.mesh import constrain
+
+
+class Shared(NamedTuple):
+    """The choices of a question, in ids, apart at the first that differs.
+
+    Attributes:
+      first: ids that all begin with, but for the last of these.
+      rests: that last id and what follows it, of each choice.
+    """
+
+    first: list[int]
+    rests: list[list[int]]
+
+    @classmethod
+    def of(cls, choices: Sequence[list[int]]) -> "Shared":
+        columns = itertools.takewhile(lambda ids: len(set(ids)) == 1, zip(*choices, strict=False))
+        shared = max(sum(1 for _ in columns), 1)
+        return cls(choices[0][: shared - 1], [ids[shared - 1 :] for ids in choices])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Positions of both, padded; those of one size are compiled once."""
+        return _width(len(self.first)), rounded(max(map(len, self.rests)))
+
+
+def _width(length: int) -> int:
+    return rounded(length) if length <= PIECE else -(-length // PIECE) * PIECE
+
+
+def nats(
+    decoder: Decoder, params: dict[str, Any], questions: Sequence[Shared], chunk: int
+) -> np.ndarray:
+    """Nats of every choice, float64 [b, k], of questions that have as many each.
+
+    Args:
+      params: of `by_layer`.
+      chunk: tokens per device whose logits exist at one time.
+    """
+    filled = [*questions, *[questions[0]] * (-len(questions) % shards())]
+    widths, rests = (max(sizes) for sizes in zip(*(q.size for q in filled), strict=True))
+    begins_b = np.asarray([widths - len(question.first) for question in filled], np.int32)
+    cache = _empty(begins_b, decoder=decoder, capacity=widths + rests)
+    first_bt = np.zeros((len(filled), widths + 1), np.int32)
+    for row_t, question in zip(first_bt, filled, strict=True):
+        # What follows the last is scored with it; it is also the first of what rests.
+        ids = [*question.first, question.rests[0][0]]
+        row_t[widths + 1 - len(ids) :] = ids
+    weights_bt = np.arange(widths) >= begins_b[:, None]
+    settings = {"decoder": decoder, "chunk": chunk}
+    shared_b = np.zeros(len(filled))
+    for start in range(0, widths, min(PIECE, widths)):
+        piece = slice(start, start + min(PIECE, widths))
+        following = slice(piece.start + 1, piece.stop + 1)
+        rows = (first_bt[:, piece], first_bt[:, following], weights_bt[:, piece])
+        rows_b, cache = _read(params, *rows, cache, **settings)
+        shared_b += np.asarray(rows_b, np.float64)
+    found = []
+    for choice in range(len(questions[0].rests)):
+        inputs_bt, targets_bt = (np.zeros((len(filled), rests), np.int32) for _ in range(2))
+        weights_bt = np.zeros((len(filled), rests), bool)
+        for b, question in enumerate(filled):
+            ids = question.rests[choice]
+            inputs_bt[b, : len(ids)] = ids
+            targets_bt[b, : len(ids) - 1] = ids[1:]
+            weights_bt[b, : len(ids) - 1] = True
+        rows_b = _answer(params, inputs_bt, targets_bt, weights_bt, cache, **settings)
+        found.append(shared_b + np.asarray(rows_b, np.float64))
+    return np.stack(found, axis=1)[: len(questions)]
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "capacity"))
+def _empty(begins_b: jax.Array, *, decoder: Decoder, capacity: int) -> Cache:
+    return empty_cache(decoder.shape, capacity, begins_b, decoder.dtype)
+
+
+def _scored(params, inputs_bt, targets_bt, weights_bt, cache, *, decoder, chunk):
+    hidden_btd, cache = extend(decoder, params, inputs_bt, cache)
+    loss = cross_entropy(
+        hidden_btd,
+        head_kernel(params),
+        targets_bt,
+        weights_bt.astype(jnp.float32),
+        vocab_size=decoder.shape.vocab_size,
+        chunk=chunk,
+    )
+    return constrain(loss.rows_b, None), cache
+
+
+_read: Any = jax.jit(_scored, static_argnames=("decoder", "chunk"), donate_argnames="cache")
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "chunk"))
+def _answer(*arguments, **settings):
+    return _scored(*arguments, **settings)[0]
