@@ -2,8 +2,8 @@
 
 The choice counts whose text has the lowest cross-entropy: summed over the whole text, question and
 shots included, and divided by the number of all its tokens, the first included, as OpenCompass does
-it; of equal ones the first. Where a text is too long for the model, shots are left out from the last
-on, and what then is too long is cut on the left.
+it; of equal ones the first. Where a text is too long for the model, shots are left out from the
+last on, and what then is too long is cut on the left.
 """
 
 import difflib

@@ -97,12 +97,12 @@ def labelled_rows(path: epath.Path) -> Iterator[Row]:
     labels = path.parent / "dev-labels.lst"
     if not labels.exists():
         raise UserError(
-            f"benchmark.folder: {labels} is missing, piqa/{labels.name} of OpenCompass's data folder"
+            f"benchmark.folder: {labels} is missing, piqa/{labels.name} of OpenCompass's folder"
         )
     rows, found = list(json_rows(path)), _text(labels).split()
     if len(rows) != len(found):
         raise UserError(
-            f"benchmark.folder: {labels} has {len(found)} labels, expected {len(rows)} as {path} has"
+            f"benchmark.folder: {labels} has {len(found)} labels, expected {len(rows)}, a row each"
         )
     for row, label in zip(rows, found, strict=True):
         yield row._replace(fields={**row.fields, "label": label})

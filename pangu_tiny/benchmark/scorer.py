@@ -1,8 +1,8 @@
 """How likely texts are: the negative log-likelihood of all tokens but the first, in nats.
 
 What the choices of a question begin with is read once, into a cache from which each goes on. It is
-padded on the left, and what follows on the right, to a few sizes, so that few programs are compiled.
-With a mesh in context the batch is cut as the model is.
+padded on the left, and what follows on the right, to a few sizes, so that few programs are
+compiled. With a mesh in context the batch is cut as the model is.
 
 Axes: b question, t position, k choice.
 """
