@@ -78,7 +78,8 @@ def benchmark(
     opened = open_checkpoint(checkpoint)
     asked = list(put(opened, absolute(folder), chosen, questions))
     facts = {
-        "checkpoint": opened.identity,
+        "checkpoint": opened.about["identity"],
+        "step": opened.about["step"],
         "questions": digest_of([[one.key, one.ids] for one in asked]),
         "dtype": dtype,
         "batch_size": batch_size,

@@ -17,13 +17,14 @@ class Told(NamedTuple):
     Attributes:
       dtype: of the tensors that are exported.
       dataset: what dataset.json says of the rows it was trained on; None where it is not given.
-      evaluation: what evaluate found; None where it is not given.
+      evaluation, benchmark: what these stages found; None where it is not given.
     """
 
     checkpoint: Checkpoint
     dtype: str
     dataset: dict[str, Any] | None
     evaluation: dict[str, Any] | None
+    benchmark: dict[str, Any] | None
 
 
 def card(told: Told) -> str:
@@ -58,6 +59,8 @@ def card(told: Told) -> str:
         sections += ["## Training", _table(("", ""), recipe)]
     if told.evaluation:
         sections += ["## Held-out loss", _table(_LOSSES, _loss_rows(told.evaluation))]
+    if told.benchmark:
+        sections += ["## Benchmarks", _table(_SCORES, _score_rows(told.benchmark)), _RULE]
     environment = about["environment"]
     versions = [f"{name} {version}" for name, version in environment["versions"].items() if version]
     if environment.get("commit"):
@@ -143,6 +146,25 @@ def _loss_rows(evaluation: dict[str, Any]) -> list[tuple[str, ...]]:
         (source, *(f"{found[name]:.4f}" for name in names))
         for source, found in {**sources, "all": evaluation}.items()
     ]
+
+
+_SCORES = ("benchmark", "split", "questions", "metric", "score", "chance")
+_RULE = "As OpenCompass scores them: by the cross-entropy of whole texts, divided by their tokens."
+
+
+def _score_rows(benchmark: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows = [
+        (
+            task["title"],
+            task["split"],
+            f"{task['questions']:,}",
+            task["metric"],
+            f"{task['score']:.2f}",
+            "" if task["chance"] is None else f"{task['chance']:.2f}",
+        )
+        for task in benchmark["tasks"].values()
+    ]
+    return [*rows, ("average", "", "", "", f"{benchmark['average']:.2f}", "")]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

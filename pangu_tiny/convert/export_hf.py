@@ -33,6 +33,7 @@ def export_hf(
     shard_bytes: int = 2**29,
     dataset: str | None = None,
     evaluation: str | None = None,
+    benchmark: str | None = None,
 ) -> str:
     """Writes a checkpoint as a folder that `transformers` and the hub read, with a model card.
 
@@ -44,6 +45,7 @@ def export_hf(
       shard_bytes: the largest file of tensors; a tensor that is larger has a file of its own.
       dataset: the workdir of prepare-data that it was trained on, for the card.
       evaluation: the workdir of evaluate, for the card.
+      benchmark: the workdir of benchmark, for the card.
     """
     check_one_of("export_hf.dtype", dtype, (None, *FLOATS))
     check_number("export_hf.shard_bytes", shard_bytes, 1)
@@ -51,7 +53,13 @@ def export_hf(
         raise UserError(f"export_hf.workdir is {workdir}, expected a local folder: copy it then")
     opened = open_checkpoint(checkpoint)
     kind = np.dtype(dtype or opened.dtype)
-    told = Told(opened, str(kind), _trained_on(opened, dataset), _evaluated(opened, evaluation))
+    told = Told(
+        opened,
+        str(kind),
+        _trained_on(opened, dataset),
+        _found(opened, "evaluation", evaluation, "sources", "bits_per_byte", "nats_per_token"),
+        _found(opened, "benchmark", benchmark, "tasks", "average"),
+    )
     identity = {"checkpoint": opened.identity, "dtype": str(kind), "shard_bytes": shard_bytes}
     files = tokenizer_files(opened)
     folder = pathlib.Path(claim(workdir, "export-hf", identity))
@@ -92,16 +100,17 @@ def _trained_on(opened: Checkpoint, dataset: str | None) -> dict[str, Any] | Non
     return rows.description
 
 
-def _evaluated(opened: Checkpoint, evaluation: str | None) -> dict[str, Any] | None:
-    """What evaluate found of it."""
-    if evaluation is None:
+def _found(
+    opened: Checkpoint, what: str, workdir: str | None, *names: str
+) -> dict[str, Any] | None:
+    """What the stage evaluate or benchmark found of it."""
+    if workdir is None:
         return None
-    folder = absolute(evaluation)
-    found = read_json(folder / "identity.json", "checkpoint", "step")
-    of = {"identity": found["checkpoint"], "step": found["step"]}
-    if of != opened.identity:
-        raise UserError(f"evaluation {evaluation} is of another checkpoint than {opened.path}")
-    return read_json(folder / "evaluation.json", "sources", "bits_per_byte", "nats_per_token")
+    folder = absolute(workdir)
+    of = read_json(folder / "identity.json", "checkpoint", "step")
+    if {"identity": of["checkpoint"], "step": of["step"]} != opened.identity:
+        raise UserError(f"{what} {workdir} is of another checkpoint than {opened.path}")
+    return read_json(folder / f"{what}.json", *names)
 
 
 def _json(value: dict[str, Any]) -> str:

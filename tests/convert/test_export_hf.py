@@ -199,7 +199,10 @@ def test_the_card_tells_of_data_training_and_losses(checkpoint, dataset):
     opened = opened._replace(about={**opened.about, "identity": trained, "step": 2})
     names = ("nats_per_token", "bits_per_byte", "gzip_9_bits_per_byte")
     losses = {"sources": {}, **dict.fromkeys(names, 1.25)}
-    text = card(Told(opened, "float32", dataset.description, losses))
+    task = {"title": "BoolQ", "split": "val", "questions": 3270, "metric": "accuracy"}
+    scores = {"tasks": {"boolq": task | {"score": 61.234, "chance": None}}, "average": 61.234}
+    text = card(Told(opened, "float32", dataset.description, losses, scores))
+    assert "| BoolQ | val | 3,270 | accuracy | 61.23 |  |" in text and "## Benchmarks\n" in text
     assert text.startswith('---\nlibrary_name: "transformers"\n')
     for heading in (
         "Shape",
@@ -212,6 +215,8 @@ def test_the_card_tells_of_data_training_and_losses(checkpoint, dataset):
     ):
         assert f"## {heading}\n" in text
     assert "| steps | 2 of 3 |" in text and "| tokens | 512 |" in text
-    assert "PanGu-π Pro" in text and "PanGu-π Pro" not in card(Told(plain, "float32", None, None))
+    assert "PanGu-π Pro" in text and "PanGu-π Pro" not in card(
+        Told(plain, "float32", None, None, None)
+    )
     assert "| all | 1.2500 | 1.2500 | 1.2500 |" in text
     assert f"| all | {opened.shape.parameters:,} |" in text
