@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from pangu_tiny.errors import UserError
 from pangu_tiny.progress import Progress
-from pangu_tiny.topology.processes import alone, anywhere, first, from_first
-from pangu_tiny.workdir import read_json, write_atomically
+from pangu_tiny.topology.processes import first, gather
+from pangu_tiny.workdir import digest_of, read_json, write_atomically
 
 Answer = list[float] | str
 """Nats of every choice, or what was written."""
@@ -38,8 +39,9 @@ class Answers:
 
     def __init__(self, file: epath.Path, save_seconds: float):
         self._file, self._every, self._saved = file, save_seconds, time.monotonic()
-        there = from_first(file.exists)
-        self.by_key: dict[str, Answer] = read_json(file) if there else {}
+        self.by_key = _read(file)
+        if len(set(gather(digest_of(self.by_key)))) > 1:
+            raise UserError(f"{file} is another one in each process, expected a folder they share")
 
     def collect(
         self,
@@ -55,18 +57,31 @@ class Answers:
             for batch in _batches(asked, batch_size):
                 if all(one.key in self.by_key for one in batch):
                     continue
-                for one, found in zip(batch, answer(batch), strict=True):
+                # The last is filled up, so that it needs no program of its own.
+                filled = batch + batch[-1:] * (min(batch_size, len(asked)) - len(batch))
+                for one, found in zip(batch, answer(filled), strict=False):
                     self.by_key[one.key] = found
                 progress.update(len(batch))
-                if anywhere(time.monotonic() - self._saved > self._every):
+                if first() and time.monotonic() - self._saved > self._every:
                     self.save()
         self.save()
 
     def save(self) -> None:
-        with alone() as leads:
-            if leads:
-                write_atomically(self._file, json.dumps(self.by_key, ensure_ascii=False))
+        """By the first process; nobody waits for it."""
+        if first():
+            write_atomically(self._file, json.dumps(self.by_key, ensure_ascii=False))
         self._saved = time.monotonic()
+
+
+def _read(file: epath.Path) -> dict[str, Answer]:
+    if not file.exists():
+        return {}
+    found = read_json(file)
+    for key, answer in found.items():
+        numbers = isinstance(answer, list) and all(isinstance(nats, float) for nats in answer)
+        if not (numbers or isinstance(answer, str)):
+            raise UserError(f"{file} is damaged: {key} is {answer!r:.40}; delete it to ask anew")
+    return found
 
 
 def _batches(asked: Sequence[Asked], batch_size: int) -> Iterator[list[Asked]]:

@@ -25,8 +25,11 @@ def csv_rows(names: Sequence[str] = (), headed: bool = False) -> Reader:
         lines = csv.reader(io.StringIO(_text(path), newline=""))
         first = next(lines, []) if headed or not names else []
         header = list(names) or first
-        for cells in lines:
-            yield Row(dict(zip(header, cells, strict=False)), f"{path}, line {lines.line_num}")
+        with failing_as(f"benchmark.folder: {path}, line {lines.line_num + 1}", csv.Error):
+            for cells in lines:
+                where = f"{path}, line {lines.line_num}"
+                if cells:
+                    yield Row(dict(zip(header, cells, strict=False)), where)
 
     return read
 
@@ -74,6 +77,8 @@ def dialogue_rows(path: epath.Path) -> Iterator[Row]:
     filled up with their first."""
     with failing_as(f"benchmark.folder: {path} is not JSON", ValueError, RecursionError):
         entries = json.loads(_text(path))
+    if not isinstance(entries, list):
+        raise UserError(f"benchmark.folder: {path} is no list of dialogues")
     for number, entry in enumerate(entries, 1):
         where = f"{path}, dialogue {number}"
         with failing_as(

@@ -28,8 +28,10 @@ def same_result(written: str, reference: str) -> float:
 
 
 def _result(written: str) -> str | None:
-    r"""What is in the last \boxed, or between the first and the last $ of the last line that has
-    them, or after the last =, or the last number."""
+    r"""After the last words that announce it: what is in the last \boxed, or between the first and
+    the last $ of the last line that has them, or after the last =, or the last number."""
+    for prefix in ("The answer is therefore", "答案是"):
+        written = written.rpartition(prefix)[2]
     if (place := written.rfind("\\boxed{")) >= 0:
         depth, start = 0, place + len("\\boxed")
         for end in range(start, len(written)):
@@ -71,5 +73,5 @@ def _plain(text: str) -> str:
     if text == "0.5":
         return "\\frac{1}{2}"
     if fraction := re.fullmatch(r"(-?\d+)/(-?\d+)", text):
-        return f"\\frac{{{int(fraction[1])}}}{{{int(fraction[2])}}}"
+        return "\\frac" + "".join(f"{{{part}}}" for part in fraction.groups())
     return text

@@ -1,8 +1,9 @@
 """The ten benchmarks by which the paper (P1) compares models, as OpenCompass asks them.
 
 The prompts are those of OpenCompass's configs/datasets (Apache-2.0), of the file that `source`
-names; their white space is part of them. The paper does not state the prompts: chosen because it
-scored with OpenCompass, by the settings of its `base_medium` collection.
+names; their white space is part of them, and so is that which OpenCompass puts between shots. The
+paper does not state the prompts: chosen because it scored with OpenCompass. Most are those of its
+`base_medium` collection, which has no CMMLU; of EPRSTMT's the one is taken that is a single text.
 """
 
 import dataclasses
@@ -31,6 +32,8 @@ _CEVAL = Part(
     gold="answer",
     labels=_LETTERS,
     shots=5,
+    after_shot="\n\n\n",
+    before="\n\n",
 )
 
 _CMMLU = Part(
@@ -43,6 +46,8 @@ _CMMLU = Part(
     gold="answer",
     labels=_LETTERS,
     shots=5,
+    after_shot="\n\n\n",
+    before="\n\n",
 )
 
 _MMLU = Part(
@@ -56,7 +61,9 @@ _MMLU = Part(
     gold="answer",
     labels=_LETTERS,
     shots=5,
-    after_shot="\n\n",
+    after_shot="\n",
+    between="\n",
+    before="\n",
 )
 
 _GAOKAO = {"chinese": "语文", "english": "英语", "geography": "地理", "history": "历史",

@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from etils import epath
 
 from pangu_tiny.benchmark.paper_tasks import TASKS
 from pangu_tiny.benchmark.questions import Choice, Open, Part, Question
 from pangu_tiny.checkpoints.read import Checkpoint
+from pangu_tiny.errors import UserError, failing_as
 
 
 class Put(NamedTuple):
@@ -15,7 +17,7 @@ class Put(NamedTuple):
 
     Attributes:
       key: task, set and place.
-      ids: of each choice, or of the prompt alone.
+      ids: int32, of each choice, or of the prompt alone.
       tokens: that may be written.
       shots_left_out, cut: whether it had to be made shorter, and how.
     """
@@ -23,7 +25,7 @@ class Put(NamedTuple):
     key: str
     part: Part
     question: Question
-    ids: list[list[int]]
+    ids: list[np.ndarray]
     tokens: int
     shots_left_out: bool
     cut: bool
@@ -49,13 +51,18 @@ class _Model:
     """What of a model decides how it is asked."""
 
     def __init__(self, opened: Checkpoint):
-        self._encode, self._longest = opened.tokenizer().encode, opened.about["sequence_length"]
-        mark = opened.about["begin_id"]
+        self._opened, self._tokenizer = opened, opened.tokenizer()
+        self._longest, mark = opened.about["sequence_length"], opened.about["begin_id"]
         self._begin = [] if mark is None else [mark]
+        if self._longest < 8:
+            raise UserError(
+                f"checkpoint {opened.path} was trained on sequences of {self._longest}, expected"
+                " at least 8 to ask it something"
+            )
 
     def choice(self, key: str, part: Part, question: Choice) -> Put:
         for shots in range(len(question.shots), -1, -1):
-            ids = [self._begin + self._encode(text) for text in question.texts(shots)]
+            ids = [self._ids(key, text) for text in question.texts(shots)]
             if max(map(len, ids)) <= self._longest:
                 break
         fewer = shots < len(question.shots)
@@ -65,13 +72,34 @@ class _Model:
         """At most half of what the model allows is written; not stated in the paper: chosen so
         that a prompt has as much room, whatever the model allows."""
         tokens = min(part.tokens, self._longest // 2)
-        ids = [self._begin + self._encode(question.prompt)]
+        ids = [self._ids(key, question.prompt)]
         return self._cut(key, part, question, ids, self._longest - tokens, tokens)
 
+    def _ids(self, key: str, text: str) -> np.ndarray:
+        with failing_as(f"benchmark.folder: question {key} is not text", UnicodeEncodeError):
+            text.encode()
+        ids = np.asarray(self._begin + self._tokenizer.encode(text), np.int32)
+        if (largest := ids.max(initial=0)) >= self._opened.shape.vocab_size:
+            raise UserError(
+                f"checkpoint {self._opened.path} has {self._opened.shape.vocab_size:,} ids, but its"
+                f" tokenizer makes id {largest:,} of question {key}: it is another model's"
+            )
+        return ids
+
     def _cut(
-        self, key: str, part: Part, question: Question, ids: list[list[int]], room: int, tokens: int
+        self,
+        key: str,
+        part: Part,
+        question: Question,
+        ids: list[np.ndarray],
+        room: int,
+        tokens: int,
     ) -> Put:
         cut = max(map(len, ids)) > room
-        kept = room - len(self._begin)
-        shorter = [self._begin + one[-kept:] if len(one) > room else one for one in ids]
+        shorter = [one if len(one) <= room else self._last(one, room) for one in ids]
         return Put(key, part, question, shorter, tokens, False, cut)
+
+    def _last(self, ids: np.ndarray, room: int) -> np.ndarray:
+        """As many of the last as there is room for, behind the begin mark."""
+        marks = len(self._begin)
+        return np.concatenate([ids[:marks], ids[len(ids) - room + marks :]])

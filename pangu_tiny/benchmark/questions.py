@@ -18,19 +18,21 @@ class Choice(NamedTuple):
     Attributes:
       head: what stands before everything.
       shots: questions with their answers, each as it stands in the text.
+      before: what stands between the shots and the question, or before it where there are none.
       bodies: of each choice, what follows.
       gold: the place of the right one; or NONE.
     """
 
     head: str
     shots: tuple[str, ...]
+    before: str
     bodies: tuple[str, ...]
     gold: int
 
     def texts(self, shots: int) -> list[str]:
         """The whole texts, with the first so many shots."""
-        before = self.head + "".join(self.shots[:shots])
-        return [before + body for body in self.bodies]
+        beginning = self.head + "".join(self.shots[:shots]) + self.before
+        return [beginning + body for body in self.bodies]
 
 
 class Open(NamedTuple):
@@ -67,8 +69,9 @@ class Part:
       sets: by name, further fields of every row; all are of equal weight.
       shots_file: rows with answers, the first `shots` of which stand before every question.
       head: what stands before them.
-      after_shot: what follows each.
-      several: a label may be a list, of which none is a choice.
+      after_shot, between: what follows each, and what stands between two.
+      before: what stands before the question, with shots or without.
+      several: a label may name several choices; such a question has no right one.
       tokens: that are written at most.
       grade: of what is written and the reference, from 0 to 1.
       most: rows that are read; None is all.
@@ -84,7 +87,9 @@ class Part:
     shots_file: str = ""
     shots: int = 0
     head: str = ""
-    after_shot: str = "\n"
+    after_shot: str = ""
+    between: str = ""
+    before: str = ""
     several: bool = False
     tokens: int = 0
     grade: Callable[[str, str], float] | None = None
@@ -93,13 +98,19 @@ class Part:
     def questions(self, folder: epath.Path, name: str) -> list[Question]:
         """Those of a set."""
         shots = [
-            self._filled(self.prompt, row) + self.choices[self._place(row)] + self.after_shot
-            for row in self._rows(folder, self.shots_file, name, self.shots)
+            (self.between if number else "")
+            + self._filled(self.prompt, row)
+            + self.choices[self._place(row)]
+            + self.after_shot
+            for number, row in enumerate(self._rows(folder, self.shots_file, name, self.shots))
         ]
-        return [
+        questions = [
             self._question(row, tuple(shots))
             for row in self._rows(folder, self.file, name, self.most)
         ]
+        if not questions:
+            raise UserError(f"benchmark.folder: {folder / self.file.format(set=name)} is empty")
+        return questions
 
     def _rows(self, folder: epath.Path, file: str, name: str, most: int | None) -> Iterator[Row]:
         if not file:
@@ -120,7 +131,7 @@ class Part:
         if not self.choices:
             return Open(prompt, self._filled(f"{{{self.gold}}}", row))
         bodies = tuple(prompt + self._filled(choice, row) for choice in self.choices)
-        return Choice(self._filled(self.head, row), shots, bodies, self._place(row))
+        return Choice(self._filled(self.head, row), shots, self.before, bodies, self._place(row))
 
     def _place(self, row: Row) -> int:
         label = self._filled(f"{{{self.gold}}}", row)

@@ -63,9 +63,9 @@ def right(one: Put, answer: Answer) -> float:
 
 
 def _chance(one: Put) -> float:
-    """Of who takes any of the choices; those that are filled up count as often as they stand."""
+    """Of who takes any of the choices that differ."""
     assert isinstance(one.question, Choice)
-    return 1 / len(one.ids) if one.question.gold != NONE else 0.0
+    return 1 / len(set(one.question.bodies)) if one.question.gold != NONE else 0.0
 
 
 def told(result: dict[str, Any]) -> Report:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pangu_tiny.evaluation.decoding import PIECE, rounded, shards
+from pangu_tiny.evaluation.decoding import PIECE, shards
 from pangu_tiny.model.attention import Cache, empty_cache
 from pangu_tiny.model.cached import extend
 from pangu_tiny.model.decoder import Decoder, head_kernel
@@ -44,11 +44,17 @@ class Shared(NamedTuple):
     @property
     def size(self) -> tuple[int, int]:
         """Positions of both, padded; those of one size are compiled once."""
-        return _width(len(self.first)), rounded(max(map(len, self.rests)))
+        return _padded(len(self.first)), _padded(max(map(len, self.rests)))
 
 
-def _width(length: int) -> int:
-    return rounded(length) if length <= PIECE else -(-length // PIECE) * PIECE
+_LEAST = 16  # positions for which a program is compiled
+
+
+def _padded(length: int) -> int:
+    """To a power of two, or a multiple of the pieces: of few sizes, since for each is compiled."""
+    if length > PIECE:
+        return -(-length // PIECE) * PIECE
+    return max(_LEAST, 1 << max(length - 1, 0).bit_length())
 
 
 def nats(
@@ -71,13 +77,13 @@ def nats(
         row_t[widths + 1 - len(ids) :] = ids
     weights_bt = np.arange(widths) >= begins_b[:, None]
     settings = {"decoder": decoder, "chunk": chunk}
-    shared_b = np.zeros(len(filled))
+    pieces = []
     for start in range(0, widths, min(PIECE, widths)):
         piece = slice(start, start + min(PIECE, widths))
         following = slice(piece.start + 1, piece.stop + 1)
         rows = (first_bt[:, piece], first_bt[:, following], weights_bt[:, piece])
         rows_b, cache = _read(params, *rows, cache, **settings)
-        shared_b += np.asarray(rows_b, np.float64)
+        pieces.append(rows_b)
     found = []
     for choice in range(len(questions[0].rests)):
         inputs_bt, targets_bt = (np.zeros((len(filled), rests), np.int32) for _ in range(2))
@@ -87,9 +93,10 @@ def nats(
             inputs_bt[b, : len(ids)] = ids
             targets_bt[b, : len(ids) - 1] = ids[1:]
             weights_bt[b, : len(ids) - 1] = True
-        rows_b = _answer(params, inputs_bt, targets_bt, weights_bt, cache, **settings)
-        found.append(shared_b + np.asarray(rows_b, np.float64))
-    return np.stack(found, axis=1)[: len(questions)]
+        found.append(_answer(params, inputs_bt, targets_bt, weights_bt, cache, **settings))
+    shared_b = np.sum([np.asarray(rows_b, np.float64) for rows_b in pieces], axis=0)
+    nats_kb = shared_b + np.asarray([np.asarray(rows_b, np.float64) for rows_b in found])
+    return nats_kb.T[: len(questions)]
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "capacity"))

@@ -149,7 +149,10 @@ def _loss_rows(evaluation: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 _SCORES = ("benchmark", "split", "questions", "metric", "score", "chance")
-_RULE = "As OpenCompass scores them: by the cross-entropy of whole texts, divided by their tokens."
+_RULE = (
+    "As OpenCompass scores them: choices by the cross-entropy of whole texts, divided by their"
+    " tokens; the rest by what is written."
+)
 
 
 def _score_rows(benchmark: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -157,7 +160,7 @@ def _score_rows(benchmark: dict[str, Any]) -> list[tuple[str, ...]]:
         (
             task["title"],
             task["split"],
-            f"{task['questions']:,}",
+            f"{task['questions']:,} of {task['published']:,}",
             task["metric"],
             f"{task['score']:.2f}",
             "" if task["chance"] is None else f"{task['chance']:.2f}",

@@ -20,7 +20,7 @@ from pangu_tiny.convert.tokenizer_files import tokenizer_files
 from pangu_tiny.data.dataset import TokenDataset
 from pangu_tiny.errors import UserError, check_number, check_one_of
 from pangu_tiny.progress import Progress
-from pangu_tiny.workdir import absolute, check_same, claim, read_json, write_atomically
+from pangu_tiny.workdir import absolute, check_same, claim, finished, read_json, write_atomically
 
 _MODULES = pathlib.Path(__file__).with_name("modeling_pangu_pi.py")
 _CONFIG = "config.json"  # written last: without it nothing loads
@@ -100,17 +100,20 @@ def _trained_on(opened: Checkpoint, dataset: str | None) -> dict[str, Any] | Non
     return rows.description
 
 
+_STAGES = {"evaluation": "evaluate", "benchmark": "benchmark"}
+
+
 def _found(
     opened: Checkpoint, what: str, workdir: str | None, *names: str
 ) -> dict[str, Any] | None:
     """What the stage evaluate or benchmark found of it."""
     if workdir is None:
         return None
-    folder = absolute(workdir)
-    of = read_json(folder / "identity.json", "checkpoint", "step")
+    file = finished(what, absolute(workdir), _STAGES[what], f"{what}.json")
+    of = read_json(file.parent / "identity.json", "checkpoint", "step")
     if {"identity": of["checkpoint"], "step": of["step"]} != opened.identity:
         raise UserError(f"{what} {workdir} is of another checkpoint than {opened.path}")
-    return read_json(folder / f"{what}.json", *names)
+    return read_json(file, *names)
 
 
 def _json(value: dict[str, Any]) -> str:

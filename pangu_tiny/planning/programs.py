@@ -229,7 +229,7 @@ PROGRAMS: dict[str, Any] = {
     "decode": _ask_decode,
 }
 """train: a step of train. score: of score-batches. rank: a batch of rank-teacher by its method.
-decode: one token of generate."""
+decode: a token of every sequence of a batch of generate."""
 
 
 def _planned(

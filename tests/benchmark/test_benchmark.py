@@ -17,7 +17,7 @@ from pangu_tiny.benchmark.put import Put, put
 from pangu_tiny.benchmark.questions import NONE, Choice, Open
 from pangu_tiny.benchmark.results import results_of
 from pangu_tiny.checkpoints.read import open_checkpoint
-from pangu_tiny.errors import UserError
+from pangu_tiny.errors import Diverged, UserError
 from pangu_tiny.topology.hardware import Hardware
 
 
@@ -79,6 +79,7 @@ def test_what_was_answered_is_kept_and_batches_stay_the_same(tmp_path):
     whole = Answers(epath.Path(tmp_path / "whole.json"), 1e9)
     whole.collect("whole", asked, 8, answer)
     batches, seen = seen, []
+    assert {len(batch) for batch in batches} == {8}  # the last of each kind is filled up
     stops = sorted(random.choice(len(batches), 10, replace=False).tolist())
     for _ in range(10):
         with pytest.raises(Stopped):
@@ -96,8 +97,10 @@ def test_the_lowest_cross_entropy_a_token_is_right(folder):
     (part,) = TASKS["boolq"].parts
 
     def one(place, gold, *lengths):
-        question = Choice("", (), ("", ""), gold)
-        return Put(f"boolq//{place}", part, question, [[0] * n for n in lengths], 0, False, False)
+        question = Choice("", (), "", ("No", "Yes"), gold)
+        return Put(
+            f"boolq//{place}", part, question, [np.zeros(n) for n in lengths], 0, False, False
+        )
 
     questions = [one(0, 0, 10, 4), one(1, 0, 4, 4), one(2, 1, 4, 4), one(3, NONE, 4, 4)]
     nats = {"boolq//0": [20.0, 10.0], "boolq//1": [8.0, 8.0], "boolq//2": [8.0, 7.0]}
@@ -129,12 +132,37 @@ def test_a_run_tells_scores_and_is_not_run_again(folder, checkpoint, tmp_path, c
         stage.benchmark(checkpoint, folder, hardware=Hardware(), **settings | {"tasks": ["c3"]})
 
 
+def test_a_loss_that_is_not_finite_is_no_answer(folder, tmp_path, tokenizer):
+    """Of NaNs the first would be the lowest."""
+    shape = dataclasses.replace(TINY, vocab_size=tokenizer.vocab_size)
+    params = random_params(shape)
+    params["final_norm"]["scale"] *= np.nan
+    broken = write_checkpoint(tmp_path / "model", shape, params, tokenizer, 96)
+    with pytest.raises(Diverged, match=r"boolq//. has a loss that is NaN"):
+        stage.benchmark(broken, folder, str(tmp_path / "out"), Hardware(), tasks=["boolq"])
+
+
+def test_ids_that_the_model_does_not_have_are_refused(folder, tmp_path, tokenizer):
+    shape = dataclasses.replace(TINY, vocab_size=tokenizer.vocab_size - 200)
+    other = write_checkpoint(tmp_path / "model", shape, random_params(shape), tokenizer, 96)
+    with pytest.raises(UserError, match=r"has 100 ids, but its tokenizer makes id .* of question"):
+        stage.benchmark(other, folder, str(tmp_path / "out"), Hardware(), tasks=["boolq"])
+
+
+def test_answers_that_are_damaged_are_named(tmp_path):
+    (tmp_path / "answers.json").write_text('{"boolq//0": [1.5, null]}')
+    with pytest.raises(UserError, match=r"answers.json is damaged: boolq//0 is \[1.5, None\]"):
+        Answers(epath.Path(tmp_path / "answers.json"), 1)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"tasks": ["bool"]}, "benchmark.tasks: 'bool' is unknown, expected boolq"),
         ({"suite": "papers"}, "benchmark.suite is 'papers', expected one of paper"),
         ({"batch_size": 0}, "benchmark.batch_size is 0"),
+        ({"tasks": []}, r"benchmark.tasks is \[\], expected some, each of them once"),
+        ({"tasks": ["c3", "c3"]}, "expected some, each of them once"),
         ({"folder": "nowhere", "tasks": ["c3"]}, "dev_0.json is missing, CLUE/C3/dev_0.json of"),
     ],
 )

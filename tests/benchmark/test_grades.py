@@ -42,6 +42,8 @@ def test_first_letters(written, reference, grade):
         (r"$\left( 1, 2 \right)$", "(1,2)", 1),
         (r"$5\text{ cm}$", "5", 1),
         (r"\boxed{7", "7", 0),
+        ("x = 3，所以答案是5", "5", 1),
+        ("1" * 5000 + "/2", "3", 0),
     ],
 )
 def test_same_result(written, reference, grade):

@@ -13,13 +13,13 @@ CEVAL = "以下是中国关于会计考试的单项选择题，请选出其中�
 CMMLU = "以下是关于农学的单项选择题，请直接给出正确答案的选项。\n"
 TEXTS = {
     ("ceval", "accountant"): "".join(
-        f"{CEVAL}q{i}\n{OPTIONS}答案: \n{'ABCDA'[i]}\n" for i in range(5)
+        f"{CEVAL}q{i}\n{OPTIONS}答案: \n{'ABCDA'[i]}\n\n\n" for i in range(5)
     )
-    + f"{CEVAL}q0\n{OPTIONS}答案: \nA",
+    + f"\n\n{CEVAL}q0\n{OPTIONS}答案: \nA",
     ("cmmlu", "agronomy"): "".join(
-        f"{CMMLU}题目：q{i}\n{OPTIONS}答案是: {'ABCDA'[i]}\n" for i in range(5)
+        f"{CMMLU}题目：q{i}\n{OPTIONS}答案是: {'ABCDA'[i]}\n\n\n" for i in range(5)
     )
-    + f"{CMMLU}题目：q0\n{OPTIONS}答案是: A",
+    + f"\n\n{CMMLU}题目：q0\n{OPTIONS}答案是: A",
     ("mmlu", "college_biology"): (
         "The following are multiple choice questions (with answers) about  college biology.\n\n"
         + "".join(f"q{i}\n{OPTIONS}Answer: {'ABCDA'[i]}\n\n" for i in range(5))
@@ -63,6 +63,14 @@ def test_the_text_of_the_right_answer(folder, task, of_set):
         assert question.prompt == TEXTS[task, of_set]
 
 
+def test_without_shots(folder):
+    """OpenCompass puts white space before the question all the same."""
+    ceval, *_ = asked(folder, "ceval", "accountant")
+    assert ceval.texts(0)[0] == f"\n\n{CEVAL}q0\n{OPTIONS}答案: \nA"
+    mmlu, *_ = asked(folder, "mmlu", "college_biology")
+    assert mmlu.texts(0)[0].startswith(f"{mmlu.head}\nq0\n") and mmlu.head.endswith("\n\n")
+
+
 def test_every_set_of_every_task_has_its_two_questions(folder):
     counts = {
         name: sum(len(part.questions(folder, s)) for part in task.parts for s in part.sets)
@@ -99,6 +107,8 @@ def test_labels_that_are_several_are_no_choice_and_text_is_kept(folder):
         ("c3", "CLUE/C3/dev_0.json", '[[["a"], [{}], ""]]', "dialogue 1 is no dialogue"),
         ("mmlu", "mmlu/dev/virology_dev.csv", "q,one,two\n", "line 1 has no 'C'"),
         ("xsum", "Xsum/dev.jsonl", b"\xff", "cannot be read as text"),
+        ("xsum", "Xsum/dev.jsonl", "\n", "Xsum/dev.jsonl is empty"),
+        ("mmlu", "mmlu/dev/virology_dev.csv", '"' + "q" * 200_000, "field larger than field limit"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_line(tmp_path, task, file, content, said):

@@ -155,6 +155,7 @@ def test_what_is_told_must_be_of_the_checkpoint(checkpoint, dataset, tmp_path):
     other = {"checkpoint": {"tokenizer": "x"}, "step": 3}
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation" / "identity.json").write_text(json.dumps(other))
+    (tmp_path / "evaluation" / "evaluation.json").write_text("{}")
     with pytest.raises(UserError, match="is of another checkpoint than"):
         export_hf(source, str(tmp_path / "out"), evaluation=str(tmp_path / "evaluation"))
 
@@ -199,10 +200,18 @@ def test_the_card_tells_of_data_training_and_losses(checkpoint, dataset):
     opened = opened._replace(about={**opened.about, "identity": trained, "step": 2})
     names = ("nats_per_token", "bits_per_byte", "gzip_9_bits_per_byte")
     losses = {"sources": {}, **dict.fromkeys(names, 1.25)}
-    task = {"title": "BoolQ", "split": "val", "questions": 3270, "metric": "accuracy"}
+    task = {
+        "title": "BoolQ",
+        "split": "val",
+        "questions": 20,
+        "published": 3270,
+        "metric": "accuracy",
+    }
     scores = {"tasks": {"boolq": task | {"score": 61.234, "chance": None}}, "average": 61.234}
     text = card(Told(opened, "float32", dataset.description, losses, scores))
-    assert "| BoolQ | val | 3,270 | accuracy | 61.23 |  |" in text and "## Benchmarks\n" in text
+    assert (
+        "| BoolQ | val | 20 of 3,270 | accuracy | 61.23 |  |" in text and "## Benchmarks\n" in text
+    )
     assert text.startswith('---\nlibrary_name: "transformers"\n')
     for heading in (
         "Shape",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import opencompass_files
 import pytest
 from checkpoint_files import write_checkpoint
 from etils import epath
@@ -16,6 +17,7 @@ from safetensors.numpy import save_file
 from shapes import TINY, random_params
 from tiny_runs import EIGHT, assert_same_bits, command, run, start, start_together, state_of
 
+from pangu_tiny.benchmark.benchmark import benchmark
 from pangu_tiny.checkpoints.read import is_finished, numbered, open_checkpoint
 from pangu_tiny.convert.import_hf import import_hf
 from pangu_tiny.convert.llama import tensors
@@ -180,3 +182,23 @@ def test_two_processes_generate(tokenizer, tmp_path):
     told = generate(model, EIGHT, prompts=str(prompts), tokens=8)
     assert (tmp_path / "out" / "generated.jsonl").read_text() == told
     assert told in logs[0] and '"prompt"' not in logs[1]
+
+
+def test_two_processes_benchmark(tokenizer, bucket, tmp_path):
+    """What one does, and they go on from what one of them kept."""
+    shape = dataclasses.replace(TINY, vocab_size=tokenizer.vocab_size)
+    model = write_checkpoint(tmp_path / "model", shape, random_params(shape), tokenizer, 96)
+    folder, tasks = str(opencompass_files.write(tmp_path / "data")), ["boolq", "xsum", "c3"]
+    here = benchmark(model, folder, str(tmp_path / "here"), EIGHT, tasks=tasks)
+    bindings = {"checkpoint": model, "folder": folder, "workdir": f"{bucket}/benchmark"}
+    flags = [f"--gin.benchmark.{name}={value}" for name, value in bindings.items()]
+    flags += [f"--gin.benchmark.tasks={tasks}", "--gin.benchmark.save_seconds=0"]
+    flags += [f"--gin.Hardware.{name}={value}" for name, value in vars(EIGHT).items()]
+    argv = [sys.executable, "-m", "pangu_tiny", "benchmark", *flags]
+    codes = [process.wait() for process in start_together(argv, tmp_path)]
+    assert codes == [0, 0], (tmp_path / "log0").read_text()
+    there = epath.Path(bucket) / "benchmark"
+    assert json.loads((there / "benchmark.json").read_text()) == here
+    answers = json.loads((there / "answers.json").read_text())
+    for key, answer in json.loads((tmp_path / "here" / "answers.json").read_text()).items():
+        assert answers[key] == (answer if isinstance(answer, str) else pytest.approx(answer))
