@@ -18,7 +18,7 @@ Answer = list[float] | str
 """Nats of every choice, or what was written."""
 
 
-class Asked(NamedTuple):
+class Request(NamedTuple):
     """A question, ready for the model.
 
     Attributes:
@@ -46,9 +46,9 @@ class Answers:
     def collect(
         self,
         label: str,
-        asked: Sequence[Asked],
+        asked: Sequence[Request],
         batch_size: int,
-        answer: Callable[[list[Asked]], Sequence[Answer]],
+        answer: Callable[[list[Request]], Sequence[Answer]],
     ) -> None:
         """Answers what is not answered yet. Batches are those of all questions, so that what was
         interrupted comes to the same numbers."""
@@ -84,7 +84,7 @@ def _read(file: epath.Path) -> dict[str, Answer]:
     return found
 
 
-def _batches(asked: Sequence[Asked], batch_size: int) -> Iterator[list[Asked]]:
+def _batches(asked: Sequence[Request], batch_size: int) -> Iterator[list[Request]]:
     """Of as many choices each, and of about one size."""
     choices = operator.attrgetter("choices")
     ordered = sorted(asked, key=lambda one: (one.choices, one.size, one.key))

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pangu_tiny.benchmark.answers import Answer, Answers, Asked
+from pangu_tiny.benchmark.answers import Answer, Answers, Request
 from pangu_tiny.benchmark.paper_tasks import SUITES, TASKS
 from pangu_tiny.benchmark.put import Put, put
 from pangu_tiny.benchmark.questions import Choice
@@ -23,8 +23,7 @@ from pangu_tiny.benchmark.scorer import Shared, nats
 from pangu_tiny.checkpoints.read import Checkpoint, open_checkpoint
 from pangu_tiny.data.rows import Marks
 from pangu_tiny.errors import Diverged, UserError, check_number, check_one_of
-from pangu_tiny.evaluation.continuation import Asked as Prompt
-from pangu_tiny.evaluation.continuation import Drawing
+from pangu_tiny.evaluation.continuation import Asked, Drawing
 from pangu_tiny.evaluation.sampling import GREEDY
 from pangu_tiny.model.cached import by_layer
 from pangu_tiny.program.build import DTYPES, Program, build
@@ -128,9 +127,9 @@ def _choose(
     for one in questions:
         if isinstance(one.question, Choice):
             shared = Shared.of([ids.tolist() for ids in one.ids])
-            asked.append(Asked(one.key, len(one.ids), shared.size, shared))
+            asked.append(Request(one.key, len(one.ids), shared.size, shared))
 
-    def answer(batch: list[Asked]) -> Sequence[Answer]:
+    def answer(batch: list[Request]) -> Sequence[Answer]:
         decoder, chunk = program.objective.decoder, program.hardware.loss_chunk
         found = nats(decoder, params, [one.given for one in batch], chunk)
         if not np.isfinite(found).all():
@@ -155,12 +154,12 @@ def _write(
     for tokens in sorted({one.tokens for one in questions if one.tokens}):
         drawing = Drawing(opened, program, params, GREEDY, 0, tokens, [])
         asked = [
-            Asked(one.key, 1, (len(one.ids[0]),), Prompt("", one.ids[0].tolist(), marks))
+            Request(one.key, 1, (len(one.ids[0]),), Asked("", one.ids[0].tolist(), marks))
             for one in questions
             if one.tokens == tokens
         ]
 
-        def answer(batch: list[Asked], drawing: Drawing = drawing) -> Sequence[Answer]:
+        def answer(batch: list[Request], drawing: Drawing = drawing) -> Sequence[Answer]:
             prompts = [one.given for one in batch]
             *_, ended = drawing.draw(prompts, range(len(prompts)), _STRETCH)
             return [one.text for one in ended]

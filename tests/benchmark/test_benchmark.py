@@ -11,7 +11,7 @@ from etils import epath
 from shapes import TINY, random_params
 
 from pangu_tiny.benchmark import benchmark as stage
-from pangu_tiny.benchmark.answers import Answers, Asked
+from pangu_tiny.benchmark.answers import Answers, Request
 from pangu_tiny.benchmark.paper_tasks import TASKS
 from pangu_tiny.benchmark.put import Put, put
 from pangu_tiny.benchmark.questions import NONE, Choice, Open
@@ -63,7 +63,7 @@ def test_what_was_answered_is_kept_and_batches_stay_the_same(tmp_path):
     that was not stopped, each of them once, but for what was not written yet."""
     random = np.random.default_rng(0)
     asked = [
-        Asked(f"t/s/{i}", int(random.integers(2, 5)), (int(random.integers(40)),), i)
+        Request(f"t/s/{i}", int(random.integers(2, 5)), (int(random.integers(40)),), i)
         for i in range(100)
     ]
     seen: list[list[int]] = []
