@@ -160,7 +160,7 @@ def advance(
     """Feeds tokens, and draws for each prompt the one that follows the last of them."""
     hidden_btd, cache = extend(decoder, params, tokens_bt, cache)
     logits_bv = project(hidden_btd[:, -1], params, decoder.shape.padded_vocab)
-    logits_bv = constrain(logits_bv, "batch", "vocab")  # what is gathered is they, not the head
+    logits_bv = constrain(logits_bv, "batch", "vocab")  # so that they are gathered, not the head
     logits_bv = constrain(logits_bv[:, :vocab_size], "batch", None)
     positions_b = cache.length - cache.begins
     keys_b = jax.vmap(jax.random.fold_in)(keys_b, positions_b)
