@@ -9,7 +9,7 @@ last on, and what then is too long is cut on the left.
 import difflib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -98,10 +98,11 @@ def benchmark(
         with jax.set_mesh(program.mesh):
             dtype_stored = program.objective.decoder.dtype
             params = by_layer(opened.params(program.param_shardings, dtype_stored))
+            examined = _Examined(opened, program, params, answers, batch_size)
             for name in chosen:
                 of_task = [one for one in questions_put if one.key.startswith(f"{name}/")]
-                _choose(program, params, of_task, answers, batch_size, name)
-                _write(opened, program, params, of_task, answers, batch_size, name)
+                examined.choose(name, of_task)
+                examined.write(name, of_task)
     result = results_of(chosen, questions_put, answers.by_key) | {"step": opened.about["step"]}
     report = told(result)
     with alone() as leads:
@@ -114,54 +115,46 @@ def benchmark(
     return result
 
 
-def _choose(
-    program: Program,
-    params: dict[str, Any],
-    questions: Sequence[Put],
-    answers: Answers,
-    batch_size: int,
-    label: str,
-) -> None:
-    """Nats of every choice."""
-    asked = []
-    for one in questions:
-        if isinstance(one.question, Choice):
-            shared = Shared.of([ids.tolist() for ids in one.ids])
-            asked.append(Request(one.key, len(one.ids), shared.size, shared))
+class _Examined(NamedTuple):
+    """A model, and what it has answered."""
 
-    def answer(batch: list[Request]) -> Sequence[Answer]:
-        decoder, chunk = program.objective.decoder, program.hardware.loss_chunk
-        found = nats(decoder, params, [one.given for one in batch], chunk)
+    opened: Checkpoint
+    program: Program
+    params: dict[str, Any]
+    answers: Answers
+    batch_size: int
+
+    def choose(self, label: str, questions: Sequence[Put]) -> None:
+        """Nats of every choice."""
+        asked = []
+        for one in questions:
+            if isinstance(one.question, Choice):
+                shared = Shared.of([ids.tolist() for ids in one.ids])
+                asked.append(Request(one.key, len(one.ids), shared.size, shared))
+        if asked:
+            self.answers.collect(label, asked, self.batch_size, self._nats)
+
+    def _nats(self, batch: list[Request]) -> Sequence[Answer]:
+        decoder, chunk = self.program.objective.decoder, self.program.hardware.loss_chunk
+        found = nats(decoder, self.params, [one.given for one in batch], chunk)
         if not np.isfinite(found).all():
             raise Diverged(f"a text of {batch[0].key} has a loss that is NaN or infinite")
         return found.tolist()
 
-    if asked:
-        answers.collect(label, asked, batch_size, answer)
+    def write(self, label: str, questions: Sequence[Put]) -> None:
+        """What the model writes, the likeliest token each time."""
+        marks = 0 if self.opened.about["begin_id"] is None else 1
+        for tokens in sorted({one.tokens for one in questions if one.tokens}):
+            drawing = Drawing(self.opened, self.program, self.params, GREEDY, 0, tokens, [])
+            asked = [
+                Request(one.key, 1, (len(one.ids[0]),), Asked("", one.ids[0].tolist(), marks))
+                for one in questions
+                if one.tokens == tokens
+            ]
 
+            def answer(batch: list[Request], drawing: Drawing = drawing) -> Sequence[Answer]:
+                prompts = [one.given for one in batch]
+                *_, ended = drawing.draw(prompts, range(len(prompts)), _STRETCH)
+                return [one.text for one in ended]
 
-def _write(
-    opened: Checkpoint,
-    program: Program,
-    params: dict[str, Any],
-    questions: Sequence[Put],
-    answers: Answers,
-    batch_size: int,
-    label: str,
-) -> None:
-    """What the model writes, the likeliest token each time."""
-    marks = 0 if opened.about["begin_id"] is None else 1
-    for tokens in sorted({one.tokens for one in questions if one.tokens}):
-        drawing = Drawing(opened, program, params, GREEDY, 0, tokens, [])
-        asked = [
-            Request(one.key, 1, (len(one.ids[0]),), Asked("", one.ids[0].tolist(), marks))
-            for one in questions
-            if one.tokens == tokens
-        ]
-
-        def answer(batch: list[Request], drawing: Drawing = drawing) -> Sequence[Answer]:
-            prompts = [one.given for one in batch]
-            *_, ended = drawing.draw(prompts, range(len(prompts)), _STRETCH)
-            return [one.text for one in ended]
-
-        answers.collect(f"{label}, written", asked, batch_size, answer)
+            self.answers.collect(f"{label}, written", asked, self.batch_size, answer)

@@ -22,30 +22,40 @@ def csv_rows(names: Sequence[str] = (), headed: bool = False) -> Reader:
     or they are not named here."""
 
     def read(path: epath.Path) -> Iterator[Row]:
-        lines = csv.reader(io.StringIO(_text(path), newline=""))
-        first = next(lines, []) if headed or not names else []
-        header = list(names) or first
-        with failing_as(f"benchmark.folder: {path}, line {lines.line_num + 1}", csv.Error):
-            for cells in lines:
-                where = f"{path}, line {lines.line_num}"
-                if cells:
-                    yield Row(dict(zip(header, cells, strict=False)), where)
+        lines, header = csv.reader(io.StringIO(_text(path), newline="")), list(names)
+        heading = headed or not names
+        while True:
+            with failing_as(f"benchmark.folder: {path}, line {lines.line_num + 1}", csv.Error):
+                cells = next(lines, None)
+            if cells is None:
+                return
+            if heading:
+                heading, header = False, header or cells
+            elif cells:
+                yield Row(dict(zip(header, cells, strict=False)), f"{path}, line {lines.line_num}")
 
     return read
 
 
+def _objects(path: epath.Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Of a file with one a line: each, and where it stands."""
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        with failing_as(f"benchmark.folder: {where} is not JSON", ValueError, RecursionError):
+            found = json.loads(line)
+        if not isinstance(found, dict):
+            raise UserError(f"benchmark.folder: {where} is no object")
+        yield found, where
+
+
 def json_rows(path: epath.Path) -> Iterator[Row]:
     """Objects, one a line; a list of labels is one text, true and false are written so."""
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            with failing_as(f"benchmark.folder: {where} is not JSON", ValueError, RecursionError):
-                row: Any = json.loads(line)
-            if not isinstance(row, dict):
-                raise UserError(f"benchmark.folder: {where} is no object")
-            yield Row(
-                {name: _written(value) for name, value in row.items() if value is not None}, where
-            )
+    for row, where in _objects(path):
+        yield Row(
+            {name: _written(value) for name, value in row.items() if value is not None}, where
+        )
 
 
 def _written(value: Any) -> str:
@@ -57,12 +67,7 @@ def _written(value: Any) -> str:
 def exam_rows(path: epath.Path) -> Iterator[Row]:
     """AGI-Eval's: a passage stands before the question, options have a line each, and where there
     are none the answer is the label."""
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        with failing_as(f"benchmark.folder: {where} is not JSON", ValueError, RecursionError):
-            row = json.loads(line)
+    for row, where in _objects(path):
         with failing_as(f"benchmark.folder: {where} is no question", KeyError, TypeError):
             fields = {
                 "question": (row["passage"] or "") + row["question"],

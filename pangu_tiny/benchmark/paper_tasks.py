@@ -204,7 +204,7 @@ TASKS = {
             _RESULTS,
         ],
         "v1",
-        8268,
+        None,
         "agieval/agieval_mixed_2f14ad.py",
     ),
     "boolq": Task("BoolQ", [_BOOLQ], "val", 3270, "SuperGLUE_BoolQ/SuperGLUE_BoolQ_ppl_314b96.py"),

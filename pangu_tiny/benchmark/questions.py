@@ -161,7 +161,7 @@ class Task:
       title: as in the paper.
       parts: of all sets of which the mean is taken.
       split: of the benchmark.
-      published: how many questions that split has.
+      published: how many questions that split has; None where no count was found.
       source: where its prompts are, in OpenCompass's configs/datasets (Apache-2.0).
       metric: what is told, in hundredths.
     """
@@ -169,6 +169,6 @@ class Task:
     title: str
     parts: Sequence[Part]
     split: str
-    published: int
+    published: int | None
     source: str
     metric: str = "accuracy"

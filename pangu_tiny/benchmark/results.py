@@ -120,7 +120,7 @@ def told(result: dict[str, Any]) -> Report:
 
 def _counted(task: dict[str, Any]) -> str:
     count = f"{task['questions']:,}"
-    if task["questions"] != task["published"]:
+    if task["published"] not in (None, task["questions"]):
         count += f" of {task['published']:,}"
     count += " questions"
     if task["shots_left_out"]:

@@ -160,7 +160,7 @@ def _score_rows(benchmark: dict[str, Any]) -> list[tuple[str, ...]]:
         (
             task["title"],
             task["split"],
-            f"{task['questions']:,} of {task['published']:,}",
+            f"{task['questions']:,}" + (f" of {task['published']:,}" if task["published"] else ""),
             task["metric"],
             f"{task['score']:.2f}",
             "" if task["chance"] is None else f"{task['chance']:.2f}",

@@ -129,7 +129,7 @@ def shards() -> int:
 
 
 def rounded(positions: int) -> int:
-    """To the next power of two, or half of it and a quarter."""
+    """To the next power of two, or three quarters of it where that is enough."""
     whole = max(_LEAST, 1 << (positions - 1).bit_length())
     return next(size for size in (3 * whole // 4, whole) if size >= positions)
 

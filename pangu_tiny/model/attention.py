@@ -88,11 +88,11 @@ def _attend_cached(q_bthk, k_btnk, v_btnk, cache):
     keys, values = (
         _appended(old, new, length) for old, new in zip(cached, (k_btnk, v_btnk), strict=True)
     )
-    (b, t, h, k), (n, s, _) = q_bthk.shape, keys.shape[-3:]
+    (b, t, h, k), (n, capacity, _) = q_bthk.shape, keys.shape[-3:]
     # As products of two matrices in each (b, n), what is cached never has to be turned.
     q_bntx = jnp.swapaxes(q_bthk.reshape(b, t, n, h // n * k), 1, 2)
     scores_bnqs = _product(q_bntx.reshape(b, n, -1, k), keys, -1, jnp.float32)
-    s = jnp.arange(s)
+    s = jnp.arange(capacity)
     seen_bts = (s <= length + jnp.arange(t)[:, None]) & (s >= begins_b[:, None, None])
     seen_b1qs = jnp.repeat(seen_bts, h // n, axis=1)[:, None]
     scores_bnqs = jnp.where(seen_b1qs, scores_bnqs, jnp.finfo(jnp.float32).min)

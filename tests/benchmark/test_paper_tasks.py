@@ -108,7 +108,12 @@ def test_labels_that_are_several_are_no_choice_and_text_is_kept(folder):
         ("mmlu", "mmlu/dev/virology_dev.csv", "q,one,two\n", "line 1 has no 'C'"),
         ("xsum", "Xsum/dev.jsonl", b"\xff", "cannot be read as text"),
         ("xsum", "Xsum/dev.jsonl", "\n", "Xsum/dev.jsonl is empty"),
-        ("mmlu", "mmlu/dev/virology_dev.csv", '"' + "q" * 200_000, "field larger than field limit"),
+        (
+            "mmlu",
+            "mmlu/dev/virology_dev.csv",
+            'q,a,b,c,d,A\n"' + "q" * 200_000,
+            "virology_dev.csv, line 2: field larger than field limit",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_line(tmp_path, task, file, content, said):
