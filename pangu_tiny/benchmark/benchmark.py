@@ -19,7 +19,7 @@ from pangu_tiny.benchmark.paper_tasks import SUITES, TASKS
 from pangu_tiny.benchmark.put import Put, put
 from pangu_tiny.benchmark.questions import Choice
 from pangu_tiny.benchmark.results import results_of, told
-from pangu_tiny.benchmark.scorer import Shared, nats
+from pangu_tiny.benchmark.scorer import Shared, score
 from pangu_tiny.checkpoints.read import Checkpoint, open_checkpoint
 from pangu_tiny.data.rows import Marks
 from pangu_tiny.errors import Diverged, UserError, check_number, check_one_of
@@ -33,7 +33,7 @@ from pangu_tiny.topology.shared_workdir import claim_together
 from pangu_tiny.workdir import absolute, digest_of, write_atomically
 
 _STRETCH = 16  # tokens of a batch that are written between two looks at them
-_FORMAT = 1  # of answers: another way to come to them has another number
+_FORMAT = 2  # of answers: another way to come to them has another number
 
 
 def benchmark(
@@ -136,7 +136,7 @@ class _Examined(NamedTuple):
 
     def _nats(self, batch: list[Request]) -> Sequence[Answer]:
         decoder, chunk = self.program.objective.decoder, self.program.hardware.loss_chunk
-        found = nats(decoder, self.params, [one.given for one in batch], chunk)
+        found = score(decoder, self.params, [one.given for one in batch], chunk).nats_bk
         if not np.isfinite(found).all():
             raise Diverged(f"a text of {batch[0].key} has a loss that is NaN or infinite")
         return found.tolist()

@@ -1,4 +1,4 @@
-"""How likely texts are: the negative log-likelihood of all tokens but the first, in nats.
+"""How likely texts are: the negative log-likelihood of all of a text, or of its end, in nats.
 
 What the choices of a question begin with is read once, into a cache from which each goes on. It is
 padded on the left, and what follows on the right, to a few sizes, so that few programs are
@@ -30,37 +30,45 @@ class Shared(NamedTuple):
     Attributes:
       first: ids that all begin with, but for the last of these.
       rests: that last id and what follows it, of each choice.
+      start: the place, from 0, of the first id that is scored; before the first there is nothing by
+        which it could be.
     """
 
     first: list[int]
     rests: list[list[int]]
+    start: int = 1
 
     @classmethod
-    def of(cls, choices: Sequence[list[int]]) -> "Shared":
+    def of(cls, choices: Sequence[list[int]], start: int = 1) -> "Shared":
         columns = itertools.takewhile(lambda ids: len(set(ids)) == 1, zip(*choices, strict=False))
         shared = max(sum(1 for _ in columns), 1)
-        return cls(choices[0][: shared - 1], [ids[shared - 1 :] for ids in choices])
+        return cls(choices[0][: shared - 1], [ids[shared - 1 :] for ids in choices], start)
 
     @property
     def size(self) -> tuple[int, int]:
         """Positions of both, padded; those of one size are compiled once."""
-        return _padded(len(self.first)), _padded(max(map(len, self.rests)))
+        # Of what rests the last is read by nobody.
+        return _padded(len(self.first), 16), _padded(max(map(len, self.rests)) - 1, 4)
 
 
-_LEAST = 16  # positions for which a program is compiled
-
-
-def _padded(length: int) -> int:
+def _padded(length: int, least: int) -> int:
     """To a power of two, or a multiple of the pieces: of few sizes, since for each is compiled."""
     if length > PIECE:
         return -(-length // PIECE) * PIECE
-    return max(_LEAST, 1 << max(length - 1, 0).bit_length())
+    return max(least, 1 << max(length - 1, 0).bit_length())
 
 
-def nats(
+class Scores(NamedTuple):
+    """Nats of every choice, float64 [b, k], and whether each of its ids is the likeliest."""
+
+    nats_bk: np.ndarray
+    likeliest_bk: np.ndarray
+
+
+def score(
     decoder: Decoder, params: dict[str, Any], questions: Sequence[Shared], chunk: int
-) -> np.ndarray:
-    """Nats of every choice, float64 [b, k], of questions that have as many each.
+) -> Scores:
+    """Scores of questions that have as many choices each.
 
     Args:
       params: of `by_layer`.
@@ -75,28 +83,40 @@ def nats(
         # What follows the last is scored with it; it is also the first of what rests.
         ids = [*question.first, question.rests[0][0]]
         row_t[widths + 1 - len(ids) :] = ids
-    weights_bt = np.arange(widths) >= begins_b[:, None]
+    starts_b1 = np.asarray([[question.start] for question in filled])
+    places_bt = np.arange(1, widths + 1) - begins_b[:, None]
+    weights_bt = (places_bt > 0) & (places_bt >= starts_b1)
     settings = {"decoder": decoder, "chunk": chunk}
     pieces = []
     for start in range(0, widths, min(PIECE, widths)):
         piece = slice(start, start + min(PIECE, widths))
         following = slice(piece.start + 1, piece.stop + 1)
         rows = (first_bt[:, piece], first_bt[:, following], weights_bt[:, piece])
-        rows_b, cache = _read(params, *rows, cache, **settings)
-        pieces.append(rows_b)
+        if rows[-1].any():
+            rows_2b, cache = _read(params, *rows, cache, **settings)
+            pieces.append(rows_2b)
+        else:
+            cache = _pass(params, rows[0], cache, decoder=decoder)
     found = []
     for choice in range(len(questions[0].rests)):
         inputs_bt, targets_bt = (np.zeros((len(filled), rests), np.int32) for _ in range(2))
         weights_bt = np.zeros((len(filled), rests), bool)
         for b, question in enumerate(filled):
             ids = question.rests[choice]
-            inputs_bt[b, : len(ids)] = ids
-            targets_bt[b, : len(ids) - 1] = ids[1:]
-            weights_bt[b, : len(ids) - 1] = True
+            unscored = max(question.start - len(question.first) - 1, 0)
+            inputs_bt[b, : len(ids) - 1], targets_bt[b, : len(ids) - 1] = ids[:-1], ids[1:]
+            weights_bt[b, unscored : len(ids) - 1] = True
         found.append(_answer(params, inputs_bt, targets_bt, weights_bt, cache, **settings))
-    shared_b = np.sum([np.asarray(rows_b, np.float64) for rows_b in pieces], axis=0)
-    nats_kb = shared_b + np.asarray([np.asarray(rows_b, np.float64) for rows_b in found])
-    return nats_kb.T[: len(questions)]
+    # What is computed is waited for here, after all of it was begun.
+    shared_2b = np.sum([np.asarray(rows_2b, np.float64) for rows_2b in pieces], axis=0)
+    nats_bk, hits_bk = np.asarray(
+        [shared_2b + np.asarray(rows_2b, np.float64) for rows_2b in found]
+    ).transpose(1, 2, 0)[:, : len(questions)]
+    scored_bk = [
+        [len(question.first) + len(ids) - question.start for ids in question.rests]
+        for question in questions
+    ]
+    return Scores(nats_bk, hits_bk >= scored_bk)
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "capacity"))
@@ -114,7 +134,12 @@ def _scored(params, inputs_bt, targets_bt, weights_bt, cache, *, decoder, chunk)
         vocab_size=decoder.shape.vocab_size,
         chunk=chunk,
     )
-    return constrain(loss.rows_b, None), cache
+    return constrain(jnp.stack([loss.rows_b, loss.hits_b]), None, None), cache
+
+
+@functools.partial(jax.jit, static_argnames="decoder", donate_argnames="cache")
+def _pass(params, inputs_bt, cache, *, decoder):
+    return extend(decoder, params, inputs_bt, cache)[1]
 
 
 _read: Any = jax.jit(_scored, static_argnames=("decoder", "chunk"), donate_argnames="cache")

@@ -20,11 +20,17 @@ from pangu_tiny.topology.reduction import reduce_gradient
 
 
 class Loss(NamedTuple):
-    """total: float32 scalar, what is minimised. rows_b: float32, the negative log-likelihood of
-    each row in nats, summed over its targets, without z-loss and without gradient."""
+    """What is minimised, and by row what has no gradient.
+
+    Attributes:
+      total: float32 scalar.
+      rows_b: float32, the negative log-likelihood in nats, summed over targets, without z-loss.
+      hits_b: int32, how many targets with a weight are the likeliest id.
+    """
 
     total: jax.Array
     rows_b: jax.Array
+    hits_b: jax.Array
 
 
 def cross_entropy(
@@ -48,10 +54,10 @@ def cross_entropy(
       chunk: tokens per device whose logits exist at one time.
       z_loss: weight of the squared log-normaliser, which keeps logits from drifting.
     """
-    total, rows_b = _cross_entropy(
+    total, *rows = _cross_entropy(
         hidden_btd, kernel_dv, targets_bt, weights_bt, vocab_size, chunk, z_loss
     )
-    return Loss(total, jax.lax.stop_gradient(rows_b))
+    return Loss(total, *jax.lax.stop_gradient(rows))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -63,8 +69,8 @@ def _cross_entropy(hidden_btd, kernel_dv, targets_bt, weights_bt, vocab_size, ch
 def _forward(hidden_btd, kernel_dv, targets_bt, weights_bt, vocab_size, chunk, z_loss):
     inputs = (hidden_btd, kernel_dv, targets_bt, weights_bt)
     settings = {"vocab_size": vocab_size, "chunk": chunk, "z_loss": z_loss}
-    total, rows_b, *gradients = _on_mesh(inputs, True, **settings)
-    return (total, rows_b), gradients
+    total, rows_b, hits_b, *gradients = _on_mesh(inputs, True, **settings)
+    return (total, rows_b, hits_b), gradients
 
 
 def _backward(vocab_size, chunk, z_loss, gradients, cotangents):
@@ -87,7 +93,7 @@ def _on_mesh(inputs, gradients, **settings):
     if jax.sharding.get_abstract_mesh().empty:
         return local(*inputs, batch_axes=(), vocab_axes=())
     rows, hidden = partition_spec(("batch", None)), partition_spec(("batch", None, None))
-    outputs = [partition_spec(()), partition_spec(("batch",))]
+    outputs = [partition_spec(()), *[partition_spec(("batch",))] * 2]
     if gradients:
         outputs += [hidden, partition_spec(("embed", "vocab"))]
     return jax.shard_map(
@@ -131,8 +137,9 @@ def _local(
         nll_bc = weights_bc * (log_z_bc - chosen_bc)
         total = jnp.sum(nll_bc) + z_loss * jnp.sum(weights_bc * jnp.square(log_z_bc))
         rows_b = jnp.sum(nll_bc, axis=-1)
+        hits_b = jnp.sum((chosen_bc >= peak_bc1[..., 0]) & (weights_bc > 0), axis=-1)
         if not gradients:
-            return d_kernel_dv, (total, rows_b)
+            return d_kernel_dv, (total, rows_b, hits_b)
         pull_bc = weights_bc * (1.0 + 2.0 * z_loss * log_z_bc)
         d_logits_bcv = powers_bcv * (pull_bc[..., None] / sum_bc1)
         d_logits_bcv -= jnp.where(hit_bcv, weights_bc[..., None], 0.0)
@@ -143,7 +150,7 @@ def _local(
             d_logits_bcv.reshape(-1, v),
             preferred_element_type=jnp.float32,
         )
-        return d_kernel_dv, (total, rows_b, d_hidden_bcd)
+        return d_kernel_dv, (total, rows_b, hits_b, d_hidden_bcd)
 
     def chunks(x):
         return jnp.swapaxes(x.reshape(b, t // length, length, *x.shape[2:]), 0, 1)
@@ -155,11 +162,11 @@ def _local(
         outputs = jax.tree.map(lambda x: x[None], outputs)
     else:
         d_kernel_dv, outputs = jax.lax.scan(one_chunk, start, inputs)
-    total, rows_nb, *rest = outputs
-    result = (_sum(jnp.sum(total), batch_axes), jnp.sum(rows_nb, axis=0))
+    total, *rows, d_hidden_nbcd = outputs if gradients else (*outputs, None)
+    result = (_sum(jnp.sum(total), batch_axes), *(jnp.sum(rows_nb, axis=0) for rows_nb in rows))
     if not gradients:
         return result
-    d_hidden_btd = jnp.swapaxes(rest[0], 0, 1).reshape(b, t, d)
+    d_hidden_btd = jnp.swapaxes(d_hidden_nbcd, 0, 1).reshape(b, t, d)
     if batch_axes:
         d_kernel_dv = reduce_gradient(d_kernel_dv, 0, batch_axes)
     return *result, d_hidden_btd, d_kernel_dv

@@ -125,7 +125,7 @@ def test_a_run_tells_scores_and_is_not_run_again(folder, checkpoint, tmp_path, c
     assert "BoolQ" in out and "chance 50.00 (accuracy, 2 of 3,270 questions" in out
     page = (tmp_path / "out" / "report.html").read_text()
     assert "PanGu-π-1B Pro" in page and "63.43" in page  # beside the columns of the paper
-    monkeypatch.setattr(stage, "nats", None)
+    monkeypatch.setattr(stage, "score", None)
     monkeypatch.setattr(stage, "Drawing", lambda *_: None)
     assert stage.benchmark(checkpoint, folder, hardware=Hardware(), **settings) == found
     with pytest.raises(UserError, match="holds another run: questions is"):

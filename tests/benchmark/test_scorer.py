@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from shapes import TINY, random_params
 
-from pangu_tiny.benchmark.scorer import Shared, nats
+from pangu_tiny.benchmark.scorer import Shared, score
 from pangu_tiny.model.cached import by_layer
 from pangu_tiny.model.decoder import Decoder, logits
 from pangu_tiny.model.layout import param_shardings
@@ -22,24 +22,34 @@ QUESTIONS = [
 ]
 
 
-def plain(ids):
-    """Nats of all ids but the first."""
-    if len(ids) < 2:
-        return 0.0
+def plain(ids, start=1):
+    """Nats of the ids from a place on, and whether each is the likeliest."""
+    if len(ids) <= start:
+        return 0.0, True
     decoder, params = Decoder(TINY), random_params(TINY)
     said = jax.nn.log_softmax(logits(decoder, params, jnp.asarray([ids]))[0])
-    return -float(np.sum(np.asarray(said, np.float64)[np.arange(len(ids) - 1), ids[1:]]))
+    said = np.asarray(said, np.float64)[start - 1 : len(ids) - 1]
+    likeliest = bool((np.argmax(said, axis=-1) == ids[start:]).all())
+    return -float(np.sum(said[np.arange(len(said)), ids[start:]])), likeliest
+
+
+def drawn(beginning, length):
+    """It, and the likeliest ids that follow."""
+    decoder, params, ids = Decoder(TINY), random_params(TINY), list(beginning)
+    for _ in range(length):
+        ids.append(int(jnp.argmax(logits(decoder, params, jnp.asarray([ids]))[0, -1])))
+    return ids
 
 
 def test_what_is_shared_ends_before_the_first_that_differs():
-    assert Shared.of([[1, 2, 3, 4], [1, 2, 5]]) == ([1], [[2, 3, 4], [2, 5]])
-    assert Shared.of([[3, 4], [5]]) == ([], [[3, 4], [5]])
-    assert Shared.of([[1, 2, 3], [1, 2]]) == ([1], [[2, 3], [2]])
+    assert Shared.of([[1, 2, 3, 4], [1, 2, 5]]) == ([1], [[2, 3, 4], [2, 5]], 1)
+    assert Shared.of([[3, 4], [5]]) == ([], [[3, 4], [5]], 1)
+    assert Shared.of([[1, 2, 3], [1, 2]]) == ([1], [[2, 3], [2]], 1)
 
 
 @pytest.fixture(scope="module")
 def wanted():
-    return np.array([[plain(ids) for ids in choices] for choices in QUESTIONS])
+    return np.array([[plain(ids)[0] for ids in choices] for choices in QUESTIONS])
 
 
 @pytest.mark.parametrize("sizes", [None, (2, 2, 2), (1, 8, 1)], ids=str)
@@ -49,13 +59,34 @@ def test_nats_of_choices_are_those_of_whole_texts(wanted, sizes):
     shared = [Shared.of(choices) for choices in QUESTIONS]
     decoder = Decoder(TINY)
     if sizes is None:
-        found = nats(decoder, by_layer(random_params(TINY)), shared, 64)
+        found = score(decoder, by_layer(random_params(TINY)), shared, 64).nats_bk
     else:
         mesh = make_mesh(*sizes)
         with jax.set_mesh(mesh):
             laid = jax.device_put(random_params(TINY), param_shardings(TINY, mesh))
-            found = nats(decoder, by_layer(laid), shared, 64)
+            found = score(decoder, by_layer(laid), shared, 64).nats_bk
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_what_follows_a_context_is_scored_alone():
+    """Within what is shared, at the seam, or after it; a context that is counted, or a choice that
+    is told to be the likeliest by its last id alone, would differ."""
+    context = [5, 6, 7]
+    likely = drawn(context, 4)
+    asked = [
+        ([likely, [*likely[:-1], (likely[-1] + 1) % 300]], 3),
+        ([[*context, 9, *likely[4:]], likely], 3),
+        ([drawn(LONG, 2), [*LONG, 4]], len(LONG)),
+        ([drawn(LONG, 3), [*LONG, 4]], len(LONG) + 1),
+        ([[3, 4], [3, 5]], 1),
+    ]
+    shared = [Shared.of(choices, start) for choices, start in asked]
+    found = score(Decoder(TINY), by_layer(random_params(TINY)), shared, 64)
+    wanted = [[plain(ids, start) for ids in choices] for choices, start in asked]
+    nats, likeliest = np.asarray(wanted).transpose(2, 0, 1)
+    np.testing.assert_allclose(found.nats_bk, nats, rtol=1e-5, atol=1e-4)
+    assert found.likeliest_bk.tolist() == likeliest.astype(bool).tolist()
+    assert found.likeliest_bk.any() and not found.likeliest_bk.all()
 
 
 @pytest.mark.parity
@@ -84,7 +115,7 @@ def test_nats_are_the_loss_of_transformers(real_data, tmp_path):
         texts = 0
         for one in drawn:
             choices = [ids.tolist() for ids in one.ids]
-            (found,) = nats(decoder, params, [Shared.of(choices)], 1024)
+            (found,), _ = score(decoder, params, [Shared.of(choices)], 1024)
             for ids, ours in zip(choices, found, strict=True):
                 given = torch.tensor([ids])
                 with torch.inference_mode():

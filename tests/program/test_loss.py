@@ -44,7 +44,8 @@ def plain(hidden, table, targets, weights, z_loss):
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     nll = weights * (log_z - chosen)
     rows = jax.lax.stop_gradient(jnp.sum(nll, axis=-1))  # as nats per row are said to be
-    return jnp.sum(nll + z_loss * weights * log_z**2), rows
+    hits = jnp.sum((jnp.argmax(logits, axis=-1) == targets) & (weights > 0), axis=-1)
+    return jnp.sum(nll + z_loss * weights * log_z**2), rows, hits
 
 
 def chunked(hidden, table, targets, weights, z_loss, chunk):
@@ -56,7 +57,7 @@ def differentiated(function, **settings):
     """Value, nats per row, gradients with respect to hidden states and table."""
 
     def scaled(*arguments):
-        total, rows = function(*arguments, **settings)
+        total, rows, _ = function(*arguments, **settings)
         return SCALE * total + 7.0 * jnp.sum(rows), rows
 
     return jax.jit(jax.value_and_grad(scaled, argnums=(0, 1), has_aux=True))
@@ -123,8 +124,13 @@ def test_devices_exchange_as_little_of_the_head_as_there_is(tmp_path):
 
 def test_without_gradient_it_is_the_same():
     """Scoring takes another path than training."""
-    total, rows = jax.jit(functools.partial(chunked, z_loss=0.1, chunk=16))(*inputs())
-    expected_total, expected_rows = plain(*inputs(), z_loss=0.1)
+    hidden, table, targets, weights = inputs()
+    targets = jnp.argmax(hidden @ table[:VOCAB].T, axis=-1).at[:, ::3].set(targets[:, ::3])
+    given = (hidden, table, targets, weights)
+    total, rows, hits = jax.jit(functools.partial(chunked, z_loss=0.1, chunk=16))(*given)
+    expected_total, expected_rows, expected_hits = plain(*given, z_loss=0.1)
+    np.testing.assert_array_equal(hits, expected_hits)
+    assert 0 < hits.sum() < targets.size
     np.testing.assert_allclose(rows, expected_rows, rtol=1e-5, atol=1e-5)
     assert float(total) == pytest.approx(float(expected_total), rel=1e-5)
 
@@ -132,7 +138,7 @@ def test_without_gradient_it_is_the_same():
 def test_large_logits_stay_finite():
     """Without the peak taken off, exp of 3,000 is infinite."""
     hidden, table, targets, weights = inputs()
-    total, rows = chunked(300 * hidden, table, targets, weights, 0.0, 16)
+    total, rows, _ = chunked(300 * hidden, table, targets, weights, 0.0, 16)
     assert np.isfinite(total) and np.isfinite(rows).all()
 
 
