@@ -4,7 +4,7 @@ import itertools
 import json
 import operator
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -49,10 +49,12 @@ class Answers:
         asked: Sequence[Request],
         batch_size: int,
         answer: Callable[[list[Request]], Sequence[Answer]],
-    ) -> None:
-        """Answers what is not answered yet. Batches are those of all questions, so that what was
-        interrupted comes to the same numbers."""
+    ) -> Mapping[str, Answer]:
+        """Answers what is not answered yet; gives all that is answered. Batches are those of all
+        questions, so that what was interrupted comes to the same numbers."""
         done = sum(one.key in self.by_key for one in asked)
+        if done == len(asked):
+            return self.by_key
         with Progress(label, len(asked), "question", done, shown=first()) as progress:
             for batch in _batches(asked, batch_size):
                 if all(one.key in self.by_key for one in batch):
@@ -65,6 +67,7 @@ class Answers:
                 if first() and time.monotonic() - self._saved > self._every:
                     self.save()
         self.save()
+        return self.by_key
 
     def save(self) -> None:
         """By the first process; nobody waits for it."""

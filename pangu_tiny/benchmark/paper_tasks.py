@@ -16,7 +16,7 @@ from pangu_tiny.benchmark.files import (
     labelled_rows,
 )
 from pangu_tiny.benchmark.grades import first_letters, rouge_1, same_result
-from pangu_tiny.benchmark.questions import Part, Task
+from pangu_tiny.benchmark.questions import LM_EVAL, Part, Task
 from pangu_tiny.benchmark.subjects import CEVAL, CMMLU, MMLU
 
 _LETTERS = ("A", "B", "C", "D")
@@ -216,8 +216,12 @@ TASKS = {
     "xsum": Task("XSum", [_XSUM], "dev", 1000, "Xsum/Xsum_gen_31397e.py", "ROUGE-1"),
     "c3": Task("C3", [_C3], "dev", 1825, "CLUE_C3/CLUE_C3_ppl_e24a31.py"),
 }
-SUITES = {"paper": tuple(name for name in TASKS if name != "mmlu_val")}
-"""Tasks by the name of their suite, in the order of the paper's table."""
+SUITES = {
+    "paper": tuple(name for name in TASKS if name != "mmlu_val"),
+    "ablation": (f"{LM_EVAL}arc_easy", f"{LM_EVAL}hellaswag", "c3"),
+}
+"""Tasks by the name of their suite: of the paper's table of results, in its order, and those by
+whose mean it compares its ablations."""
 
 PAPER = {
     "MobileLLaMA-1.4B": (23.93, 25.10, 25.05, 18.53, 58.75, 45.20, 71.27, 46.25, 18.19, 37.42),

@@ -11,6 +11,9 @@ from pangu_tiny.errors import UserError
 NONE = -1
 """The place of the right answer where none of the choices is it."""
 
+LM_EVAL = "lm-eval:"
+"""Before the name of a task of lm-evaluation-harness."""
+
 
 class Choice(NamedTuple):
     """A question that is answered by the likeliest of several texts.

@@ -14,9 +14,13 @@ from pangu_tiny.page import Report, paragraph, section, table
 
 
 def results_of(
-    names: Sequence[str], put: Sequence[Put], answers: Mapping[str, Answer]
+    names: Sequence[str],
+    put: Sequence[Put],
+    answers: Mapping[str, Answer],
+    lm_eval: dict[str, Any],
 ) -> dict[str, Any]:
-    """Of every task the mean over its sets, in hundredths; of a set the mean over its questions."""
+    """Of every task the mean over its sets, in hundredths; of a set the mean over its questions.
+    Beside them what lm-eval told; `average` is that of all tasks whose metric is a share."""
     by_task: dict[str, dict[str, list[Put]]] = {name: {} for name in names}
     for one in put:
         name, of_set, _ = one.key.split("/")
@@ -50,7 +54,10 @@ def results_of(
                 for of_set in (sets if len(sets) > 1 else ())
             },
         }
-    return {"tasks": tasks, "average": statistics.fmean(one["score"] for one in tasks.values())}
+    every = [one["score"] for one in (*tasks.values(), *lm_eval.values())]
+    shares = [score for score in every if score is not None]
+    average = statistics.fmean(shares) if shares else None
+    return {"tasks": tasks, "lm_eval": lm_eval, "average": average}
 
 
 def right(one: Put, answer: Answer) -> float:
@@ -68,6 +75,9 @@ def _chance(one: Put) -> float:
     return 1 / len(set(one.question.bodies)) if one.question.gold != NONE else 0.0
 
 
+_PAPER = "The paper's rows are those of its table of results; its prompts are not stated in it."
+
+
 def told(result: dict[str, Any]) -> Report:
     """The lines and the page of a result."""
     tasks = result["tasks"]
@@ -77,32 +87,37 @@ def told(result: dict[str, Any]) -> Report:
         if task["chance"] is not None:
             line += f", chance {task['chance']:.2f}"
         facts[task["title"]] = f"{line} ({task['metric']}, {_counted(task)})"
-    facts["average"] = f"{result['average']:.2f}"
-    head = ("model", *(task["title"] for task in tasks.values()), "average")
-    rows = [["this one", *(f"{task['score']:.2f}" for task in tasks.values())]]
-    rows[0].append(f"{result['average']:.2f}")
-    chance = [task["chance"] for task in tasks.values()]
-    rows.append(["chance", *("" if level is None else f"{level:.2f}" for level in chance), ""])
-    columns = [name.removesuffix("_val") for name in tasks]
-    if set(columns) <= set(SUITES["paper"]):
-        places = [SUITES["paper"].index(name) for name in columns]
-        for model, scores in PAPER.items():
-            picked = [scores[place] for place in places]
-            rows.append([model, *(f"{score:.2f}" for score in picked)])
-            rows[-1].append(f"{statistics.fmean(picked):.2f}")
-    sections = [
-        section("Beside the paper's", table(rows, head)),
-        section(
-            "Questions",
-            table(
-                [
-                    (task["title"], task["split"], _counted(task), task["source"])
-                    for task in tasks.values()
-                ],
-                ("benchmark", "split", "questions", "prompts, in OpenCompass's configs/datasets"),
+    for name, task in result["lm_eval"].items():
+        facts[name] = _metrics(task)
+    if result["average"] is not None:
+        facts["average"] = f"{result['average']:.2f}"
+    sections = []
+    if tasks:
+        sections = [
+            section("Beside the paper's", _beside_paper(tasks) + paragraph(_PAPER)),
+            section(
+                "Questions",
+                table(
+                    [
+                        (task["title"], task["split"], _counted(task), task["source"])
+                        for task in tasks.values()
+                    ],
+                    (
+                        "benchmark",
+                        "split",
+                        "questions",
+                        "prompts, in OpenCompass's configs/datasets",
+                    ),
+                ),
             ),
-        ),
-    ]
+        ]
+    if result["lm_eval"]:
+        asked = [
+            (name, _metrics(task), task["shots"], task["questions"], task["version"])
+            for name, task in result["lm_eval"].items()
+        ]
+        columns = ("task", "metrics ± standard error", "shots", "questions", "version")
+        sections.append(section("By lm-evaluation-harness", table(asked, columns)))
     for task in tasks.values():
         if task["sets"]:
             lines = [
@@ -110,12 +125,37 @@ def told(result: dict[str, Any]) -> Report:
                 for name, found in task["sets"].items()
             ]
             sections.append(section(task["title"], table(lines, ("set", "score", "questions"))))
-    sections.append(
-        paragraph(
-            "The paper's rows are those of its table of results; its prompts are not stated in it."
-        )
-    )
     return Report("Benchmarks", facts, (), sections)
+
+
+def _beside_paper(tasks: dict[str, Any]) -> str:
+    """Rows of this model, of chance and of the paper's models, with the mean of these columns."""
+    found = tasks.values()
+    head = ("model", *(task["title"] for task in found), "average")
+    means = [task["score"] for task in found]
+    rows = [["this one", *(f"{score:.2f}" for score in (*means, statistics.fmean(means)))]]
+    chance = [task["chance"] for task in found]
+    rows.append(["chance", *("" if level is None else f"{level:.2f}" for level in chance), ""])
+    columns = [name.removesuffix("_val") for name in tasks]
+    if set(columns) <= set(SUITES["paper"]):
+        places = [SUITES["paper"].index(name) for name in columns]
+        for model, row in PAPER.items():
+            picked = [row[place] for place in places]
+            rows.append([model, *(f"{score:.2f}" for score in (*picked, statistics.fmean(picked)))])
+    return table(rows, head)
+
+
+def _metrics(task: dict[str, Any]) -> str:
+    """As lm-eval names them, `METRIC,FILTER`; each with its standard error where it has one."""
+    found = []
+    for name, value in task["metrics"].items():
+        metric, kept = name.split(",", 1)
+        if metric.endswith("_stderr"):
+            continue
+        told = f"{metric} {value:.4f}" if kept == "none" else f"{metric} ({kept}) {value:.4f}"
+        error = task["metrics"].get(f"{metric}_stderr,{kept}")
+        found.append(told if error is None else f"{told} ± {error:.4f}")
+    return ", ".join(found)
 
 
 def _counted(task: dict[str, Any]) -> str:

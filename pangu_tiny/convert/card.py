@@ -151,12 +151,12 @@ def _loss_rows(evaluation: dict[str, Any]) -> list[tuple[str, ...]]:
 _SCORES = ("benchmark", "split", "questions", "metric", "score", "chance")
 _RULE = (
     "As OpenCompass scores them: choices by the cross-entropy of whole texts, divided by their"
-    " tokens; the rest by what is written."
+    " tokens; the rest by what is written. Those of lm-eval by its own rules."
 )
 
 
 def _score_rows(benchmark: dict[str, Any]) -> list[tuple[str, ...]]:
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             task["title"],
             task["split"],
@@ -167,7 +167,13 @@ def _score_rows(benchmark: dict[str, Any]) -> list[tuple[str, ...]]:
         )
         for task in benchmark["tasks"].values()
     ]
-    return [*rows, ("average", "", "", "", f"{benchmark['average']:.2f}", "")]
+    for name, task in benchmark["lm_eval"].items():
+        if task["score"] is not None:
+            count = "" if task["questions"] is None else f"{task['questions']:,}"
+            rows.append((name, "", count, task["metric"], f"{task['score']:.2f}", ""))
+    if benchmark["average"] is not None:
+        rows.append(("average", "", "", "", f"{benchmark['average']:.2f}", ""))
+    return rows
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -58,7 +58,7 @@ def export_hf(
         str(kind),
         _trained_on(opened, dataset),
         _found(opened, "evaluation", evaluation, "sources", "bits_per_byte", "nats_per_token"),
-        _found(opened, "benchmark", benchmark, "tasks", "average"),
+        _found(opened, "benchmark", benchmark, "tasks", "lm_eval", "average"),
     )
     identity = {"checkpoint": opened.identity, "dtype": str(kind), "shard_bytes": shard_bytes}
     files = tokenizer_files(opened)

@@ -11,6 +11,7 @@ from etils import epath
 from shapes import TINY, random_params
 
 from pangu_tiny.benchmark import benchmark as stage
+from pangu_tiny.benchmark import examined
 from pangu_tiny.benchmark.answers import Answers, Request
 from pangu_tiny.benchmark.paper_tasks import TASKS
 from pangu_tiny.benchmark.put import Put, put
@@ -107,7 +108,7 @@ def test_the_lowest_cross_entropy_a_token_is_right(folder):
     nats["boolq//3"] = [1.0, 2.0]
     (summary,) = TASKS["xsum"].parts
     written = Put("xsum//0", summary, Open("", "a cat"), [[0]], 9, False, True)
-    found = results_of(["boolq", "xsum"], [*questions, written], {**nats, "xsum//0": "cat\nb"})
+    found = results_of(["boolq", "xsum"], [*questions, written], {**nats, "xsum//0": "cat\nb"}, {})
     boolq, xsum = found["tasks"]["boolq"], found["tasks"]["xsum"]
     assert (boolq["score"], boolq["chance"], boolq["questions"]) == (75.0, 37.5, 4)
     assert xsum["score"] == pytest.approx(200 / 3) and xsum["chance"] is None
@@ -125,8 +126,8 @@ def test_a_run_tells_scores_and_is_not_run_again(folder, checkpoint, tmp_path, c
     assert "BoolQ" in out and "chance 50.00 (accuracy, 2 of 3,270 questions" in out
     page = (tmp_path / "out" / "report.html").read_text()
     assert "PanGu-π-1B Pro" in page and "63.43" in page  # beside the columns of the paper
-    monkeypatch.setattr(stage, "score", None)
-    monkeypatch.setattr(stage, "Drawing", lambda *_: None)
+    monkeypatch.setattr(examined, "score", None)
+    monkeypatch.setattr(examined, "Drawing", None)
     assert stage.benchmark(checkpoint, folder, hardware=Hardware(), **settings) == found
     with pytest.raises(UserError, match="holds another run: questions is"):
         stage.benchmark(checkpoint, folder, hardware=Hardware(), **settings | {"tasks": ["c3"]})
@@ -159,7 +160,7 @@ def test_answers_that_are_damaged_are_named(tmp_path):
     ("settings", "said"),
     [
         ({"tasks": ["bool"]}, "benchmark.tasks: 'bool' is unknown, expected boolq"),
-        ({"suite": "papers"}, "benchmark.suite is 'papers', expected one of paper"),
+        ({"suite": "papers"}, "benchmark.suite is 'papers', expected one of paper, ablation"),
         ({"batch_size": 0}, "benchmark.batch_size is 0"),
         ({"tasks": []}, r"benchmark.tasks is \[\], expected some, each of them once"),
         ({"tasks": ["c3", "c3"]}, "expected some, each of them once"),

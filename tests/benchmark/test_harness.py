@@ -1,0 +1,157 @@
+"""lm-evaluation-harness on its own adapter of Hugging Face's models, and on ours."""
+
+import json
+
+import numpy as np
+import pytest
+from checkpoint_files import write_checkpoint
+from etils import epath
+from shapes import random_params
+
+from pangu_tiny.benchmark.benchmark import benchmark
+from pangu_tiny.benchmark.paper_tasks import TASKS
+from pangu_tiny.errors import UserError
+from pangu_tiny.topology.hardware import Hardware
+
+TASK_FILES = {
+    "choice": """
+        task: local_choice
+        dataset_path: json
+        dataset_kwargs: {data_files: {test: choice.jsonl}}
+        output_type: multiple_choice
+        test_split: test
+        doc_to_text: "Question: {{goal}}\\nAnswer:"
+        doc_to_target: label
+        doc_to_choice: "{{[sol1, sol2]}}"
+        metric_list: [{metric: acc}, {metric: acc_norm}]
+    """,
+    "letters": """
+        task: local_letters
+        dataset_path: json
+        dataset_kwargs: {data_files: {test: letters.jsonl}}
+        output_type: multiple_choice
+        test_split: test
+        fewshot_split: test
+        num_fewshot: 5
+        fewshot_config: {sampler: first_n}
+        doc_to_text: "{{question}}\\nA. {{A}}\\nB. {{B}}\\nC. {{C}}\\nD. {{D}}\\n答案："
+        doc_to_choice: ["A", "B", "C", "D"]
+        doc_to_target: "{{['A', 'B', 'C', 'D'].index(answer)}}"
+    """,
+    "rolling": """
+        task: local_rolling
+        dataset_path: json
+        dataset_kwargs: {data_files: {test: texts.jsonl}}
+        output_type: loglikelihood_rolling
+        test_split: test
+        doc_to_text: ""
+        doc_to_target: "{{text}}"
+        metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
+    """,
+    "last": """
+        task: local_last
+        dataset_path: json
+        dataset_kwargs: {data_files: {test: texts.jsonl}}
+        output_type: loglikelihood
+        test_split: test
+        doc_to_text: "{{text[:60]}}"
+        doc_to_target: "{{text[60:90]}}"
+        metric_list: [{metric: perplexity}, {metric: acc}]
+    """,
+    "written": """
+        task: local_written
+        dataset_path: json
+        dataset_kwargs: {data_files: {test: texts.jsonl}}
+        output_type: generate_until
+        test_split: test
+        doc_to_text: "{{text[:200]}}"
+        doc_to_target: "{{text[200:300]}}"
+        generation_kwargs: {until: [".", "\\n\\n"], max_gen_toks: 48, do_sample: false}
+        metric_list: [{metric: exact_match}]
+    """,
+}
+NAMES = [f"lm-eval:local_{name}" for name in TASK_FILES]
+
+
+@pytest.fixture(scope="module")
+def local(real_data, tmp_path_factory):
+    """Task files of every kind, and what they read: PIQA, CMMLU, novels."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for name, text in TASK_FILES.items():
+        (folder / f"{name}.yaml").write_text("\n".join(line[8:] for line in text.splitlines()))
+    benchmarks = epath.Path(real_data / "benchmarks")
+    rows: dict[str, list] = {"choice": [], "letters": [], "texts": []}
+    (piqa,), (cmmlu,) = TASKS["piqa"].parts, TASKS["cmmlu"].parts
+    for row in list(piqa.read(benchmarks / piqa.file))[:40]:
+        rows["choice"].append({**row.fields, "label": int(row.fields["label"])})
+    for row in list(cmmlu.read(benchmarks / cmmlu.file.format(set="anatomy")))[:30]:
+        rows["letters"].append(dict(row.fields))
+    with open(real_data / "corpora" / "en_gutenberg.jsonl") as file:
+        rows["texts"] = [{"text": json.loads(file.readline())["text"][:3000]} for _ in range(10)]
+    for name, of_file in rows.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, of_file)))
+    return folder
+
+
+def asked(model, local):
+    """By task, what each document was answered."""
+    from lm_eval.evaluator import evaluate
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(local), include_defaults=False)
+    loaded = manager.load([name.removeprefix("lm-eval:") for name in NAMES])
+    for task in loaded["tasks"].values():
+        task.set_config(key="num_fewshot", value=task.get_config("num_fewshot") or 0)
+        task.set_fewshot_seed(seed=1234)
+    found = evaluate(model, loaded, bootstrap_iters=0)
+    return {
+        name: [sample["filtered_resps"] for sample in sorted(samples, key=lambda s: s["doc_id"])]
+        for name, samples in found["samples"].items()
+    }
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", ["stories260k", "20M"])
+def test_every_request_is_answered_alike(kind, local, real_data, tmp_path, monkeypatch):
+    """Each within 1e-3, and what is written is the same text."""
+    import jax
+    from lm_eval.models.huggingface import HFLM
+
+    from pangu_tiny.benchmark.answers import Answers
+    from pangu_tiny.benchmark.examined import Examined
+    from pangu_tiny.benchmark.harness_model import HarnessModel
+    from pangu_tiny.checkpoints.read import open_checkpoint
+    from pangu_tiny.convert.export_hf import export_hf
+    from pangu_tiny.convert.import_hf import import_hf
+    from pangu_tiny.data.rows import Marks
+    from pangu_tiny.model.shape import ModelShape
+    from pangu_tiny.program.build import build
+    from pangu_tiny.tokenizer.model import Tokenizer
+
+    monkeypatch.chdir(local)
+    if kind == "stories260k":
+        checkpoint = import_hf(str(real_data / "checkpoints" / kind), str(tmp_path / "run"))
+    else:
+        tokenizer = Tokenizer.open(real_data / "tokenizers" / "mistral_v1_32000.model")
+        shape = ModelShape(8, 256, 4, 688, 32000, tied=True)
+        params = random_params(shape)
+        checkpoint = write_checkpoint(tmp_path / "run", shape, params, tokenizer, 1024)
+    exported = export_hf(str(checkpoint), str(tmp_path / "hf"))
+    opened = open_checkpoint(checkpoint)
+    program = build(opened.shape, Hardware(), Marks(0, 0), "float32")
+    with jax.set_mesh(program.mesh):
+        answers = Answers(epath.Path(tmp_path / "answers.json"), 1e9)
+        ours = asked(HarnessModel(Examined(opened, program, answers, 16)), local)
+    theirs = asked(HFLM(pretrained=str(exported), device="cpu", dtype="float32"), local)
+    assert set(ours) == {name.removeprefix("lm-eval:") for name in NAMES}
+    for name, documents in theirs.items():
+        assert len(documents) == len(ours[name]) >= 10
+        if name == "local_written":
+            assert ours[name] == documents
+            continue
+        for found, wanted in zip(ours[name], documents, strict=True):
+            for one, other in zip(found, wanted, strict=True):
+                if isinstance(other, tuple):
+                    assert one[1] == other[1], name
+                    one, other = one[0], other[0]
+                assert one == pytest.approx(other, abs=1e-3, rel=1e-5), name
