@@ -1,8 +1,8 @@
 """lm-evaluation-harness on its own adapter of Hugging Face's models, and on ours."""
 
 import json
+import sys
 
-import numpy as np
 import pytest
 from checkpoint_files import write_checkpoint
 from etils import epath
@@ -155,3 +155,80 @@ def test_every_request_is_answered_alike(kind, local, real_data, tmp_path, monke
                     assert one[1] == other[1], name
                     one, other = one[0], other[0]
                 assert one == pytest.approx(other, abs=1e-3, rel=1e-5), name
+
+
+def run(local, checkpoint, workdir, **settings):
+    given = {"task_files": str(local), "hardware": Hardware()} | settings
+    return benchmark(str(checkpoint), str(local), str(workdir), **given)
+
+
+@pytest.fixture(scope="module")
+def stories(real_data, tmp_path_factory):
+    from pangu_tiny.convert.import_hf import import_hf
+
+    source = real_data / "checkpoints" / "stories260k"
+    return import_hf(str(source), str(tmp_path_factory.mktemp("stories") / "run"))
+
+
+@pytest.mark.parity
+def test_the_stage_tells_what_lm_eval_computes(local, stories, tmp_path, capsys, monkeypatch):
+    """Of choices the share that is right, counted here; and what is answered is not asked again."""
+    found = run(local, stories, tmp_path / "out", tasks=NAMES, questions=8)
+    (letters,) = [one for name, one in found["lm_eval"].items() if name.endswith("letters")]
+    assert (letters["shots"], letters["questions"]) == (5, 8)
+    assert letters["metric"] == "acc_norm,none"
+    assert letters["score"] == 100 * letters["metrics"]["acc_norm,none"]
+    assert found["lm_eval"]["lm-eval:local_rolling"]["score"] is None
+    assert json.loads((tmp_path / "out" / "benchmark.json").read_text()) == found
+    said = capsys.readouterr().out
+    assert "lm-eval:local_rolling word_perplexity" in said and "± " in said
+    assert "By lm-evaluation-harness" in (tmp_path / "out" / "report.html").read_text()
+    for asked_for in ("score", "Drawing"):
+        monkeypatch.setattr(f"pangu_tiny.benchmark.examined.{asked_for}", None)
+    assert run(local, stories, tmp_path / "out", tasks=NAMES, questions=8) == found
+    with pytest.raises(UserError, match="holds another run: lm_eval.questions is"):
+        run(local, stories, tmp_path / "out", tasks=NAMES, questions=7)
+
+
+@pytest.mark.parity
+def test_a_copy_of_a_repository_is_read_below_the_folder(local, stories, tmp_path):
+    """ARC-Easy is two rows here; its task file is lm-eval's own."""
+    row = {"id": "1", "question": "?", "answerKey": "B"}
+    row["choices"] = {"text": ["a", "b"], "label": ["A", "B"]}
+    where = tmp_path / "allenai" / "ai2_arc"
+    where.mkdir(parents=True)
+    splits = ("train", "validation", "test")
+    for split in splits:
+        (where / f"{split}.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row))
+    lines = [f"  - {{split: {split}, path: {split}.jsonl}}" for split in splits]
+    configs = ["---", "configs:", "- config_name: ARC-Easy", "  data_files:", *lines, "---", ""]
+    (where / "README.md").write_text("\n".join(configs))
+    found = run(tmp_path, stories, tmp_path / "out", tasks=["lm-eval:arc_easy"])
+    assert found["lm_eval"]["lm-eval:arc_easy"]["questions"] == 2
+    assert found["average"] == found["lm_eval"]["lm-eval:arc_easy"]["score"]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("arc_esy", "'?lm-eval:arc_esy'? is unknown, expected lm-eval:arc_easy or"),
+        ("hellaswag", "lm-eval:hellaswag could not be read: .*Rowan/hellaswag.* looked for in"),
+        ("local_long", "one writes 600 tokens, but the model was trained on sequences of 512"),
+        ("local_lacking", "lm-eval:local_lacking could not be read: 'nothing' is undefined"),
+    ],
+)
+def test_mistakes_are_one_line(local, stories, tmp_path, task, said):
+    written = (local / "written.yaml").read_text()
+    long = written.replace("max_gen_toks: 48", "max_gen_toks: 600")
+    lacking = written.replace("text[:200]", "nothing")
+    for name, text in (("local_long", long), ("local_lacking", lacking)):
+        (tmp_path / f"{name}.yaml").write_text(text.replace("local_written", name))
+    with pytest.raises(UserError, match=said):
+        run(local, stories, tmp_path / "out", tasks=[f"lm-eval:{task}"], task_files=str(tmp_path))
+
+
+def test_without_lm_eval_it_is_said_what_to_install(stories, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    with pytest.raises(UserError, match=r"lm-eval:arc_easy needs .*: pip install 'pangu_tiny\[b"):
+        run(tmp_path, stories, tmp_path / "out", suite="ablation")
