@@ -186,7 +186,7 @@ def test_the_stage_tells_what_lm_eval_computes(local, stories, tmp_path, capsys,
     for asked_for in ("score", "Drawing"):
         monkeypatch.setattr(f"pangu_tiny.benchmark.examined.{asked_for}", None)
     assert run(local, stories, tmp_path / "out", tasks=NAMES, questions=8) == found
-    with pytest.raises(UserError, match="holds another run: lm_eval.questions is"):
+    with pytest.raises(UserError, match=r"holds another run: lm_eval\.questions is"):
         run(local, stories, tmp_path / "out", tasks=NAMES, questions=7)
 
 
