@@ -1,10 +1,8 @@
 """What a model answers, batch by batch, kept on disk so that an interrupted run goes on."""
 
-import itertools
 import json
-import operator
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -23,15 +21,15 @@ class Request(NamedTuple):
 
     Attributes:
       key: task, set and place.
-      choices: how many there are.
-      size: what is compiled for it.
       given: what the model is given.
     """
 
     key: str
-    choices: int
-    size: tuple[int, ...]
     given: Any
+
+
+Batch = Sequence[Sequence[Request]]
+"""What is answered at once: rows of questions."""
 
 
 class Answers:
@@ -46,24 +44,27 @@ class Answers:
     def collect(
         self,
         label: str,
-        asked: Sequence[Request],
-        batch_size: int,
-        answer: Callable[[list[Request]], Sequence[Answer]],
+        batches: Sequence[Batch],
+        answer: Callable[[Batch], Sequence[Answer]],
     ) -> Mapping[str, Answer]:
-        """Answers what is not answered yet; gives all that is answered. Batches are those of all
-        questions, so that what was interrupted comes to the same numbers."""
-        done = sum(one.key in self.by_key for one in asked)
-        if done == len(asked):
+        """Answers the batches in which something is not answered yet; gives all that is answered.
+        They are to be the same each time, so that what was interrupted comes to the same numbers.
+
+        Args:
+          answer: of all questions of a batch, row by row.
+        """
+        asked = [[one.key for row in batch for one in row] for batch in batches]
+        done = [all(key in self.by_key for key in keys) for keys in asked]
+        counts = list(map(len, asked))
+        if all(done):
             return self.by_key
-        with Progress(label, len(asked), "question", done, shown=first()) as progress:
-            for batch in _batches(asked, batch_size):
-                if all(one.key in self.by_key for one in batch):
+        before = sum(count for count, known in zip(counts, done, strict=True) if known)
+        with Progress(label, sum(counts), "question", before, shown=first()) as progress:
+            for keys, batch, known in zip(asked, batches, done, strict=True):
+                if known:
                     continue
-                # The last is filled up, so that it needs no program of its own.
-                filled = batch + batch[-1:] * (min(batch_size, len(asked)) - len(batch))
-                for one, found in zip(batch, answer(filled), strict=False):
-                    self.by_key[one.key] = found
-                progress.update(len(batch))
+                self.by_key.update(zip(keys, answer(batch), strict=True))
+                progress.update(len(keys))
                 if first() and time.monotonic() - self._saved > self._every:
                     self.save()
         self.save()
@@ -85,12 +86,3 @@ def _read(file: epath.Path) -> dict[str, Answer]:
         if not (numbers or isinstance(answer, str)):
             raise UserError(f"{file} is damaged: {key} is {answer!r:.40}; delete it to ask anew")
     return found
-
-
-def _batches(asked: Sequence[Request], batch_size: int) -> Iterator[list[Request]]:
-    """Of as many choices each, and of about one size."""
-    choices = operator.attrgetter("choices")
-    ordered = sorted(asked, key=lambda one: (one.choices, one.size, one.key))
-    for _, alike in itertools.groupby(ordered, choices):
-        found = list(alike)
-        yield from (found[at : at + batch_size] for at in range(0, len(found), batch_size))

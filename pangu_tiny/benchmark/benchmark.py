@@ -61,7 +61,7 @@ def benchmark(
         of all.
       task_files: a folder with task files of your own, in lm-evaluation-harness's form.
       shots: of tasks of lm-eval that do not say how many; None is what they say, or none.
-      batch_size: questions that are put at once.
+      batch_size: rows of questions that are put at once, each of several short ones or a long one.
       dtype: "float32" or "bfloat16", of matrices and activations.
       save_seconds: between two times that answers are written.
 

@@ -1,15 +1,16 @@
 """A model that is asked: what it finds likely, and what it writes, kept as it answers."""
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pangu_tiny.benchmark.answers import Answer, Answers, Request
+from pangu_tiny.benchmark.answers import Answer, Answers, Batch, Request
 from pangu_tiny.benchmark.put import Put
 from pangu_tiny.benchmark.questions import Choice
-from pangu_tiny.benchmark.scorer import Shared, score
+from pangu_tiny.benchmark.scorer import Shared, rows_of, score
 from pangu_tiny.checkpoints.read import Checkpoint
 from pangu_tiny.errors import Diverged
 from pangu_tiny.evaluation.continuation import Asked, Drawing
@@ -36,11 +37,11 @@ class Examined:
 
     def choose(self, label: str, questions: Sequence[Put]) -> None:
         """Nats of every choice."""
-        asked = []
-        for one in questions:
-            if isinstance(one.question, Choice):
-                shared = Shared.of([ids.tolist() for ids in one.ids])
-                asked.append(Request(one.key, len(one.ids), shared.size, shared))
+        asked = [
+            Request(one.key, Shared.of([ids.tolist() for ids in one.ids]))
+            for one in questions
+            if isinstance(one.question, Choice)
+        ]
         self.likelihoods(label, asked)
 
     def write(self, label: str, questions: Sequence[Put]) -> None:
@@ -48,39 +49,57 @@ class Examined:
         marks = 0 if self.opened.about["begin_id"] is None else 1
         for tokens in sorted({one.tokens for one in questions if one.tokens}):
             asked = [
-                Request(one.key, 1, (len(one.ids[0]),), Asked("", one.ids[0].tolist(), marks))
+                Request(one.key, Asked("", one.ids[0].tolist(), marks))
                 for one in questions
                 if one.tokens == tokens
             ]
             self.written(label, asked, GREEDY, tokens, [])
 
     def likelihoods(
-        self, label: str, asked: list[Request], likeliest: bool = False
+        self, label: str, asked: Sequence[Request], likeliest: bool = False
     ) -> Mapping[str, Answer]:
         """Answers with the nats of every choice, and with `likeliest` after them 1 for each choice
         whose ids are the likeliest, else 0."""
         decoder, chunk = self._program.objective.decoder, self._program.hardware.loss_chunk
 
-        def answer(batch: list[Request]) -> Sequence[Answer]:
-            found = score(decoder, self._params, [one.given for one in batch], chunk)
-            if not np.isfinite(found.nats_bk).all():
-                raise Diverged(f"a text of {batch[0].key} has a loss that is NaN or infinite")
-            if likeliest:
-                return np.concatenate(found, axis=1).tolist()
-            return found.nats_bk.tolist()
+        def answer(batch: Batch) -> Sequence[Answer]:
+            rows = [[one.given for one in row] for row in batch]
+            scores = score(decoder, self._params, rows, chunk)
+            for one, found in zip(itertools.chain(*batch), scores, strict=True):
+                if not np.isfinite(found.nats_k).all():
+                    raise Diverged(f"a text of {one.key} has a loss that is NaN or infinite")
+            told = [np.concatenate(found) if likeliest else found.nats_k for found in scores]
+            return [one.tolist() for one in told]
 
-        return self._answers.collect(label, asked, self._batch_size, answer)
+        batches: list[Batch] = []
+        for alike in rows_of([one.given.positions for one in asked]):
+            size = min(self._batch_size, len(alike))
+            # The last is filled up, so that it needs no program of its own.
+            alike += [[]] * (-len(alike) % size)
+            rows = [[asked[place] for place in row] for row in alike]
+            batches += [rows[at : at + size] for at in range(0, len(rows), size)]
+        return self._answers.collect(label, batches, answer)
 
     def written(
-        self, label: str, asked: list[Request], sampling: Sampling, tokens: int, stop: list[str]
+        self,
+        label: str,
+        asked: Sequence[Request],
+        sampling: Sampling,
+        tokens: int,
+        stop: list[str],
     ) -> Mapping[str, Answer]:
         """Answers with what the model writes."""
         numbers = {one.key: number for number, one in enumerate(asked)}
+        size = min(self._batch_size, len(asked))
 
-        def answer(batch: list[Request]) -> Sequence[Answer]:
+        def answer(batch: Batch) -> Sequence[Answer]:
             drawing = Drawing(self.opened, self._program, self._params, sampling, 0, tokens, stop)
-            prompts = [one.given for one in batch]
-            *_, ended = drawing.draw(prompts, [numbers[one.key] for one in batch], _STRETCH)
-            return [one.text for one in ended]
+            filled = [one for (one,) in batch]
+            filled += filled[-1:] * (size - len(filled))
+            drawn_as = [numbers[one.key] for one in filled]
+            *_, ended = drawing.draw([one.given for one in filled], drawn_as, _STRETCH)
+            return [one.text for one in ended[: len(batch)]]
 
-        return self._answers.collect(f"{label}, written", asked, self._batch_size, answer)
+        rows = [[one] for one in sorted(asked, key=lambda one: (len(one.given.ids), one.key))]
+        batches = [rows[at : at + size] for at in range(0, len(rows), max(size, 1))]
+        return self._answers.collect(f"{label}, written", batches, answer)

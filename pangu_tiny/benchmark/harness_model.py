@@ -69,7 +69,7 @@ class HarnessModel(TemplateLM):
             whole = [(first + after)[-self._longest - 1 :] for _, first, after in group]
             shared = Shared.of(whole, start)
             key = f"lm-eval/likelihood/{digest_of(shared)}"
-            asked.append(Request(key, len(whole), shared.size, shared))
+            asked.append(Request(key, shared))
         each = list({one.key: one for one in asked}.values())
         by_key = self._examined.likelihoods("lm-eval", each, likeliest=True)
         found: list[tuple[float, bool]] = []
@@ -133,7 +133,7 @@ class HarnessModel(TemplateLM):
                 # Repeated, a prompt is answered anew.
                 key = f"lm-eval/written/{digest_of([settings, ids, before[prompt]])}"
                 before[prompt] += 1
-                asked.append(Request(key, 1, (len(ids),), Asked(prompt, ids, marks)))
+                asked.append(Request(key, Asked(prompt, ids, marks)))
             sampling = Sampling(
                 given["temperature"] if given["do_sample"] else 0.0,
                 given.get("top_k") or 0,

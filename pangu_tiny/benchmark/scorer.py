@@ -1,10 +1,11 @@
 """How likely texts are: the negative log-likelihood of all of a text, or of its end, in nats.
 
-What the choices of a question begin with is read once, into a cache from which each goes on. It is
-padded on the left, and what follows on the right, to a few sizes, so that few programs are
-compiled. With a mesh in context the batch is cut as the model is.
+What the choices of a question begin with is read once: a row of positions holds it, then each
+choice, which sees it and not the others. A row holds as many questions as there is room for, so
+that little is padding, and few programs are compiled: one for every multiple of 256 positions. With
+a mesh in context the batch is cut as the model is.
 
-Axes: b question, t position, k choice.
+Axes: b row, t position, k choice.
 """
 
 import functools
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pangu_tiny.evaluation.decoding import PIECE, shards
-from pangu_tiny.model.attention import Cache, empty_cache
+from pangu_tiny.model.attention import Cache, Packing, empty_cache
 from pangu_tiny.model.cached import extend
 from pangu_tiny.model.decoder import Decoder, head_kernel
 from pangu_tiny.program.loss import cross_entropy
@@ -45,86 +46,135 @@ class Shared(NamedTuple):
         return cls(choices[0][: shared - 1], [ids[shared - 1 :] for ids in choices], start)
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Positions of both, padded; those of one size are compiled once."""
-        # Of what rests the last is read by nobody.
-        return _padded(len(self.first), 16), _padded(max(map(len, self.rests)) - 1, 4)
-
-
-def _padded(length: int, least: int) -> int:
-    """To a power of two, or a multiple of the pieces: of few sizes, since for each is compiled."""
-    if length > PIECE:
-        return -(-length // PIECE) * PIECE
-    return max(least, 1 << max(length - 1, 0).bit_length())
+    def positions(self) -> int:
+        """That it takes in a row. Of each rest the last is read by nobody."""
+        return len(self.first) + sum(len(ids) - 1 for ids in self.rests)
 
 
 class Scores(NamedTuple):
-    """Nats of every choice, float64 [b, k], and whether each of its ids is the likeliest."""
+    """Nats of every choice, float64 [k], and whether all that is scored of it is the likeliest."""
 
-    nats_bk: np.ndarray
-    likeliest_bk: np.ndarray
+    nats_k: np.ndarray
+    likeliest_k: np.ndarray
+
+
+def rows_of(positions: Sequence[int]) -> list[list[list[int]]]:
+    """Rows of each length: which questions, by their place among the given, stand in each. The
+    longest are put first, each where it leaves the least room."""
+    rows: dict[int, list[list[int]]] = {}
+    room: dict[int, dict[int, list[list[int]]]] = {}  # by length and by what is left
+    for place in sorted(range(len(positions)), key=lambda place: (-positions[place], place)):
+        taken = positions[place]
+        length = _length(taken)
+        of_length = room.setdefault(length, {})
+        left = next((left for left in range(taken, length) if of_length.get(left)), length)
+        if left < length:
+            row = of_length[left].pop()
+        else:
+            row = []
+            rows.setdefault(length, []).append(row)
+        row.append(place)
+        of_length.setdefault(left - taken, []).append(row)
+    return [rows[length] for length in sorted(rows)]
+
+
+def _length(positions: int) -> int:
+    """Of the row that holds so many."""
+    return max(-(-positions // PIECE), 1) * PIECE
 
 
 def score(
-    decoder: Decoder, params: dict[str, Any], questions: Sequence[Shared], chunk: int
-) -> Scores:
-    """Scores of questions that have as many choices each.
+    decoder: Decoder,
+    params: dict[str, Any],
+    rows: Sequence[Sequence[Shared]],
+    chunk: int,
+) -> list[Scores]:
+    """Scores of all questions, row by row.
 
     Args:
       params: of `by_layer`.
+      rows: of questions; some may be empty.
       chunk: tokens per device whose logits exist at one time.
     """
-    filled = [*questions, *[questions[0]] * (-len(questions) % shards())]
-    widths, rests = (max(sizes) for sizes in zip(*(q.size for q in filled), strict=True))
-    begins_b = np.asarray([widths - len(question.first) for question in filled], np.int32)
-    cache = _empty(begins_b, decoder=decoder, capacity=widths + rests)
-    first_bt = np.zeros((len(filled), widths + 1), np.int32)
-    for row_t, question in zip(first_bt, filled, strict=True):
-        # What follows the last is scored with it; it is also the first of what rests.
-        ids = [*question.first, question.rests[0][0]]
-        row_t[widths + 1 - len(ids) :] = ids
-    starts_b1 = np.asarray([[question.start] for question in filled])
-    places_bt = np.arange(1, widths + 1) - begins_b[:, None]
-    weights_bt = (places_bt > 0) & (places_bt >= starts_b1)
+    length = _length(max(sum(one.positions for one in row) for row in rows))
+    laid = _Laid.out(rows, -(-len(rows) // shards()) * shards(), length)
+    cache = _empty(laid.packing, decoder=decoder)
     settings = {"decoder": decoder, "chunk": chunk}
     pieces = []
-    for start in range(0, widths, min(PIECE, widths)):
-        piece = slice(start, start + min(PIECE, widths))
-        following = slice(piece.start + 1, piece.stop + 1)
-        rows = (first_bt[:, piece], first_bt[:, following], weights_bt[:, piece])
-        if rows[-1].any():
-            rows_2b, cache = _read(params, *rows, cache, **settings)
-            pieces.append(rows_2b)
+    for start in range(0, length, PIECE):
+        piece = slice(start, start + PIECE)
+        rows_bt = [x_bt[:, piece] for x_bt in (laid.inputs, laid.targets, laid.weights)]
+        if rows_bt[-1].any():
+            found_2bt, cache = _read(params, *rows_bt, cache, **settings)
         else:
-            cache = _pass(params, rows[0], cache, decoder=decoder)
-    found = []
-    for choice in range(len(questions[0].rests)):
-        inputs_bt, targets_bt = (np.zeros((len(filled), rests), np.int32) for _ in range(2))
-        weights_bt = np.zeros((len(filled), rests), bool)
-        for b, question in enumerate(filled):
-            ids = question.rests[choice]
-            unscored = max(question.start - len(question.first) - 1, 0)
-            inputs_bt[b, : len(ids) - 1], targets_bt[b, : len(ids) - 1] = ids[:-1], ids[1:]
-            weights_bt[b, unscored : len(ids) - 1] = True
-        found.append(_answer(params, inputs_bt, targets_bt, weights_bt, cache, **settings))
+            cache = _pass(params, rows_bt[0], cache, decoder=decoder)
+            found_2bt = np.zeros((2, *rows_bt[0].shape), np.float32)
+        pieces.append(found_2bt)
     # What is computed is waited for here, after all of it was begun.
-    shared_2b = np.sum([np.asarray(rows_2b, np.float64) for rows_2b in pieces], axis=0)
-    nats_bk, hits_bk = np.asarray(
-        [shared_2b + np.asarray(rows_2b, np.float64) for rows_2b in found]
-    ).transpose(1, 2, 0)[:, : len(questions)]
-    scored_bk = [
-        [len(question.first) + len(ids) - question.start for ids in question.rests]
-        for question in questions
+    nats_bt, missed_bt = np.concatenate([np.asarray(found, np.float64) for found in pieces], axis=2)
+    return [
+        Scores(
+            np.asarray([nats_bt[row][of_choice].sum() for of_choice in spans]),
+            np.asarray([not missed_bt[row][of_choice].any() for of_choice in spans]),
+        )
+        for row, spans in laid.spans
     ]
-    return Scores(nats_bk, hits_bk >= scored_bk)
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "capacity"))
-def _empty(begins_b: jax.Array, *, decoder: Decoder, capacity: int) -> Cache:
-    return empty_cache(decoder.shape, capacity, begins_b, decoder.dtype)
+class _Laid(NamedTuple):
+    """Questions laid out in rows; of each in which row, and the positions of each choice."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    packing: Packing
+    spans: list[tuple[int, list[np.ndarray]]]
+
+    @classmethod
+    def out(cls, rows: Sequence[Sequence[Shared]], b: int, length: int) -> "_Laid":
+        numbers: Any = np.zeros((5, b, length), np.int32)
+        inputs, targets, *packing = numbers
+        weights = np.zeros((b, length), bool)
+        laid = cls(inputs, targets, weights, Packing(*packing), [])
+        for row, questions in enumerate(rows):
+            end = 0
+            for number, question in enumerate(questions, 1):
+                shared = [*question.first, question.rests[0][0]]
+                first = laid._put(row, end, shared, (number, 0, 0), question.start)
+                end, spans = end + len(question.first), []
+                for choice, ids in enumerate(question.rests, 1):
+                    at = (number, choice, len(question.first))
+                    spans.append(np.r_[first, laid._put(row, end, ids, at, question.start)])
+                    end += len(ids) - 1
+                laid.spans.append((row, spans))
+        return laid
+
+    def _put(
+        self, row: int, begin: int, ids: list[int], at: tuple[int, int, int], start: int
+    ) -> np.ndarray:
+        """Ids and those that follow them, from a position on; the positions of these."""
+        span = np.arange(begin, begin + len(ids) - 1)
+        text, way, first = at
+        self.inputs[row, span], self.targets[row, span] = ids[:-1], ids[1:]
+        self.packing.text[row, span], self.packing.way[row, span] = text, way
+        self.packing.place[row, span] = first + np.arange(len(span))
+        self.weights[row, span] = first + np.arange(1, len(span) + 1) >= start
+        return span
 
 
-def _scored(params, inputs_bt, targets_bt, weights_bt, cache, *, decoder, chunk):
+@functools.partial(jax.jit, static_argnames="decoder")
+def _empty(packing: Packing, *, decoder: Decoder) -> Cache:
+    b, length = packing.text.shape
+    return empty_cache(decoder.shape, length, jnp.zeros(b, jnp.int32), decoder.dtype, packing)
+
+
+@functools.partial(jax.jit, static_argnames="decoder", donate_argnames="cache")
+def _pass(params, inputs_bt, cache, *, decoder):
+    return extend(decoder, params, inputs_bt, cache)[1]
+
+
+@functools.partial(jax.jit, static_argnames=("decoder", "chunk"), donate_argnames="cache")
+def _read(params, inputs_bt, targets_bt, weights_bt, cache, *, decoder, chunk):
     hidden_btd, cache = extend(decoder, params, inputs_bt, cache)
     loss = cross_entropy(
         hidden_btd,
@@ -134,17 +184,5 @@ def _scored(params, inputs_bt, targets_bt, weights_bt, cache, *, decoder, chunk)
         vocab_size=decoder.shape.vocab_size,
         chunk=chunk,
     )
-    return constrain(jnp.stack([loss.rows_b, loss.hits_b]), None, None), cache
-
-
-@functools.partial(jax.jit, static_argnames="decoder", donate_argnames="cache")
-def _pass(params, inputs_bt, cache, *, decoder):
-    return extend(decoder, params, inputs_bt, cache)[1]
-
-
-_read: Any = jax.jit(_scored, static_argnames=("decoder", "chunk"), donate_argnames="cache")
-
-
-@functools.partial(jax.jit, static_argnames=("decoder", "chunk"))
-def _answer(*arguments, **settings):
-    return _scored(*arguments, **settings)[0]
+    missed_bt = weights_bt & ~loss.likeliest_bt
+    return constrain(jnp.stack([loss.nats_bt, missed_bt]), None, None, None), cache

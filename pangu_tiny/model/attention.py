@@ -20,27 +20,65 @@ CACHE_AXES = ("batch", "kv_heads", None, None)
 """Of the keys and the values of a layer, the logical axes that are laid on the mesh."""
 
 
+class Packing(NamedTuple):
+    """What the positions of rows are, int32 [b, s] each, where a row holds several texts that may
+    go on in several ways: which text, which of its ways (0 is what all have in common), and the
+    place in the text."""
+
+    text: jax.Array
+    way: jax.Array
+    place: jax.Array
+
+
 class Cache(NamedTuple):
     """Keys and values of earlier positions, float [b, n, s, k] both, a pair for every layer, and
     how many there are (int32 scalar); positions from `length` on are still free. Those before
     `begins` (int32 [b]) are padding, so that sequences of several lengths end at the same
-    position. A batch of one has no axis b: XLA would take it away for the products, and copy all
-    that is cached to do so."""
+    position; a `packing` says instead what each position is. A batch of one has no axis b: XLA
+    would take it away for the products, and copy all that is cached to do so."""
 
     layers: tuple[tuple[jax.Array, jax.Array], ...]
     length: jax.Array
     begins: jax.Array
+    packing: Packing | None = None
+
+    def places(self, t: int) -> jax.Array:
+        """Of the next positions in their texts, int32 [b, t]."""
+        if self.packing is None:
+            return jnp.maximum(self.length + jnp.arange(t) - self.begins[:, None], 0)
+        return self._next(self.packing.place, t)
+
+    def seen(self, t: int) -> jax.Array:
+        """Which positions the next see, bool [b, t, s]."""
+        s = jnp.arange(self.layers[0][0].shape[-2])
+        earlier_ts = s <= self.length + jnp.arange(t)[:, None]
+        if self.packing is None:
+            return earlier_ts & (s >= self.begins[:, None, None])
+        text_bs, way_bs, _ = self.packing
+        text_bt, way_bt = self._next(text_bs, t), self._next(way_bs, t)
+        same_bts = text_bs[:, None] == text_bt[:, :, None]
+        own_bts = (way_bs[:, None] == 0) | (way_bs[:, None] == way_bt[:, :, None])
+        return earlier_ts & same_bts & own_bts
+
+    def _next(self, x_bs: jax.Array, t: int) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(x_bs, self.length, t, axis=1)
 
 
-def empty_cache(shape: ModelShape, capacity: int, begins: jax.Array, dtype: Any) -> Cache:
-    """A cache for `capacity` positions of sequences that begin at `begins`."""
+def empty_cache(
+    shape: ModelShape,
+    capacity: int,
+    begins: jax.Array,
+    dtype: Any,
+    packing: Packing | None = None,
+) -> Cache:
+    """A cache for `capacity` positions of sequences that begin at `begins`, or are so packed."""
     size = (len(begins), shape.kv_heads, capacity, shape.head_dim)
 
     def empty() -> jax.Array:
         return _laid(jnp.zeros(size[1:] if len(begins) == 1 else size, dtype))
 
     layers = tuple((empty(), empty()) for _ in range(shape.depth))
-    return Cache(layers, jnp.zeros((), jnp.int32), begins)
+    return Cache(layers, jnp.zeros((), jnp.int32), begins, packing)
 
 
 class Attention(nn.Module):
@@ -83,17 +121,15 @@ def _length(x: jax.Array) -> jax.Array:
 
 
 def _attend_cached(q_bthk, k_btnk, v_btnk, cache):
-    """Appends the new keys and values to one layer's cache and attends to all that is in it."""
-    cached, length, begins_b = cache
+    """Appends the new keys and values to one layer's cache and attends to what is seen of it."""
+    cached, length, seen_bts = cache
     keys, values = (
         _appended(old, new, length) for old, new in zip(cached, (k_btnk, v_btnk), strict=True)
     )
-    (b, t, h, k), (n, capacity, _) = q_bthk.shape, keys.shape[-3:]
+    (b, t, h, k), n = q_bthk.shape, keys.shape[-3]
     # As products of two matrices in each (b, n), what is cached never has to be turned.
     q_bntx = jnp.swapaxes(q_bthk.reshape(b, t, n, h // n * k), 1, 2)
     scores_bnqs = _product(q_bntx.reshape(b, n, -1, k), keys, -1, jnp.float32)
-    s = jnp.arange(capacity)
-    seen_bts = (s <= length + jnp.arange(t)[:, None]) & (s >= begins_b[:, None, None])
     seen_b1qs = jnp.repeat(seen_bts, h // n, axis=1)[:, None]
     scores_bnqs = jnp.where(seen_b1qs, scores_bnqs, jnp.finfo(jnp.float32).min)
     weights_bnqs = jax.nn.softmax(scores_bnqs, axis=-1).astype(q_bthk.dtype)

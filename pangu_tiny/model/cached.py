@@ -9,7 +9,6 @@ Axes: b batch, t position, d width.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from pangu_tiny.model.attention import Cache
@@ -52,15 +51,15 @@ def extend(
     """
     shape = decoder.shape
     t = tokens_bt.shape[1]
-    positions_bt = jnp.maximum(cache.length + jnp.arange(t) - cache.begins[:, None], 0)
-    rope = rope_tables(positions_bt, shape.head_dim, shape.rope_theta)
+    seen_bts = cache.seen(t)
+    rope = rope_tables(cache.places(t), shape.head_dim, shape.rope_theta)
     apply: Any = Embedding(shape, decoder.dtype).apply
     x_btd = constrain(apply({"params": params["embedding"]}, tokens_bt), "batch", None, None)
     apply, layers = Block(shape, decoder.attention).apply, []
     for layer, cached in zip(params["blocks"], cache.layers, strict=True):
-        where = (cached, cache.length, cache.begins)
+        where = (cached, cache.length, seen_bts)
         x_btd, longer = apply({"params": layer}, x_btd, None, rope, where)
         layers.append(longer)
     apply = RMSNorm(shape.norm_eps).apply
     x_btd = apply({"params": params["final_norm"]}, x_btd)
-    return x_btd, Cache(tuple(layers), cache.length + t, cache.begins)
+    return x_btd, cache._replace(layers=tuple(layers), length=cache.length + t)

@@ -20,17 +20,22 @@ from pangu_tiny.topology.reduction import reduce_gradient
 
 
 class Loss(NamedTuple):
-    """What is minimised, and by row what has no gradient.
+    """What is minimised, and by position what has no gradient.
 
     Attributes:
       total: float32 scalar.
-      rows_b: float32, the negative log-likelihood in nats, summed over targets, without z-loss.
-      hits_b: int32, how many targets with a weight are the likeliest id.
+      nats_bt: float32, the negative log-likelihood of each target, weighted, without z-loss.
+      likeliest_bt: bool, whether the target is the likeliest id.
     """
 
     total: jax.Array
-    rows_b: jax.Array
-    hits_b: jax.Array
+    nats_bt: jax.Array
+    likeliest_bt: jax.Array
+
+    @property
+    def rows_b(self) -> jax.Array:
+        """Nats of each row."""
+        return jnp.sum(self.nats_bt, axis=-1)
 
 
 def cross_entropy(
@@ -54,10 +59,10 @@ def cross_entropy(
       chunk: tokens per device whose logits exist at one time.
       z_loss: weight of the squared log-normaliser, which keeps logits from drifting.
     """
-    total, *rows = _cross_entropy(
+    total, *by_position = _cross_entropy(
         hidden_btd, kernel_dv, targets_bt, weights_bt, vocab_size, chunk, z_loss
     )
-    return Loss(total, *jax.lax.stop_gradient(rows))
+    return Loss(total, *jax.lax.stop_gradient(by_position))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -69,8 +74,8 @@ def _cross_entropy(hidden_btd, kernel_dv, targets_bt, weights_bt, vocab_size, ch
 def _forward(hidden_btd, kernel_dv, targets_bt, weights_bt, vocab_size, chunk, z_loss):
     inputs = (hidden_btd, kernel_dv, targets_bt, weights_bt)
     settings = {"vocab_size": vocab_size, "chunk": chunk, "z_loss": z_loss}
-    total, rows_b, hits_b, *gradients = _on_mesh(inputs, True, **settings)
-    return (total, rows_b, hits_b), gradients
+    total, nats_bt, likeliest_bt, *gradients = _on_mesh(inputs, True, **settings)
+    return (total, nats_bt, likeliest_bt), gradients
 
 
 def _backward(vocab_size, chunk, z_loss, gradients, cotangents):
@@ -93,7 +98,7 @@ def _on_mesh(inputs, gradients, **settings):
     if jax.sharding.get_abstract_mesh().empty:
         return local(*inputs, batch_axes=(), vocab_axes=())
     rows, hidden = partition_spec(("batch", None)), partition_spec(("batch", None, None))
-    outputs = [partition_spec(()), *[partition_spec(("batch",))] * 2]
+    outputs = [partition_spec(()), rows, rows]
     if gradients:
         outputs += [hidden, partition_spec(("embed", "vocab"))]
     return jax.shard_map(
@@ -136,10 +141,9 @@ def _local(
         chosen_bc = _sum(jnp.sum(jnp.where(hit_bcv, logits_bcv, 0.0), axis=-1), vocab_axes)
         nll_bc = weights_bc * (log_z_bc - chosen_bc)
         total = jnp.sum(nll_bc) + z_loss * jnp.sum(weights_bc * jnp.square(log_z_bc))
-        rows_b = jnp.sum(nll_bc, axis=-1)
-        hits_b = jnp.sum((chosen_bc >= peak_bc1[..., 0]) & (weights_bc > 0), axis=-1)
+        likeliest_bc = chosen_bc >= peak_bc1[..., 0]
         if not gradients:
-            return d_kernel_dv, (total, rows_b, hits_b)
+            return d_kernel_dv, (total, nll_bc, likeliest_bc)
         pull_bc = weights_bc * (1.0 + 2.0 * z_loss * log_z_bc)
         d_logits_bcv = powers_bcv * (pull_bc[..., None] / sum_bc1)
         d_logits_bcv -= jnp.where(hit_bcv, weights_bc[..., None], 0.0)
@@ -150,10 +154,13 @@ def _local(
             d_logits_bcv.reshape(-1, v),
             preferred_element_type=jnp.float32,
         )
-        return d_kernel_dv, (total, rows_b, hits_b, d_hidden_bcd)
+        return d_kernel_dv, (total, nll_bc, likeliest_bc, d_hidden_bcd)
 
     def chunks(x):
         return jnp.swapaxes(x.reshape(b, t // length, length, *x.shape[2:]), 0, 1)
+
+    def joined(x):
+        return jnp.swapaxes(x, 0, 1).reshape(b, t, *x.shape[3:])
 
     start = jnp.zeros((d, v) if gradients else (), jnp.float32)
     inputs = tuple(map(chunks, (hidden_btd, targets_bt, weights_bt)))
@@ -162,14 +169,13 @@ def _local(
         outputs = jax.tree.map(lambda x: x[None], outputs)
     else:
         d_kernel_dv, outputs = jax.lax.scan(one_chunk, start, inputs)
-    total, *rows, d_hidden_nbcd = outputs if gradients else (*outputs, None)
-    result = (_sum(jnp.sum(total), batch_axes), *(jnp.sum(rows_nb, axis=0) for rows_nb in rows))
+    total, *by_position = outputs
+    result = [_sum(jnp.sum(total), batch_axes), *map(joined, by_position)]
     if not gradients:
-        return result
-    d_hidden_btd = jnp.swapaxes(d_hidden_nbcd, 0, 1).reshape(b, t, d)
+        return tuple(result)
     if batch_axes:
         d_kernel_dv = reduce_gradient(d_kernel_dv, 0, batch_axes)
-    return *result, d_hidden_btd, d_kernel_dv
+    return *result, d_kernel_dv
 
 
 def _sum(x, axes):

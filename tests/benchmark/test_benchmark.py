@@ -63,33 +63,30 @@ def test_what_was_answered_is_kept_and_batches_stay_the_same(tmp_path):
     """Stopped at ten moments drawn at random, the batches that the model sees are those of a run
     that was not stopped, each of them once, but for what was not written yet."""
     random = np.random.default_rng(0)
-    asked = [
-        Request(f"t/s/{i}", int(random.integers(2, 5)), (int(random.integers(40)),), i)
-        for i in range(100)
-    ]
+    keys = [f"t/s/{i}" for i in range(100)]
+    asked = [[Request(key, i), Request(f"{key}/too", -i)] for i, key in enumerate(keys)]
+    batches = [asked[at : at + 4] for at in range(0, 100, 4)]
     seen: list[list[int]] = []
 
     def answer(batch):
         if stops and len(seen) == stops[0]:
             stops.pop(0)
             raise Stopped
-        seen.append([one.given for one in batch])
-        return [[float(one.given)] for one in batch]
+        seen.append([one.given for row in batch for one in row])
+        return [[float(one.given)] for row in batch for one in row]
 
     stops: list[int] = []
-    whole = Answers(epath.Path(tmp_path / "whole.json"), 1e9)
-    whole.collect("whole", asked, 8, answer)
-    batches, seen = seen, []
-    assert {len(batch) for batch in batches} == {8}  # the last of each kind is filled up
+    whole = Answers(epath.Path(tmp_path / "whole.json"), 1e9).collect("whole", batches, answer)
+    assert whole == {one.key: [float(one.given)] for row in asked for one in row}
+    of_whole, seen = seen, []
     stops = sorted(random.choice(len(batches), 10, replace=False).tolist())
     for _ in range(10):
         with pytest.raises(Stopped):
-            Answers(epath.Path(tmp_path / "kept.json"), -1).collect("kept", asked, 8, answer)
+            Answers(epath.Path(tmp_path / "kept.json"), -1).collect("kept", batches, answer)
     kept = Answers(epath.Path(tmp_path / "kept.json"), -1)
-    kept.collect("kept", asked, 8, answer)
-    assert seen == batches and not stops
-    assert kept.by_key == whole.by_key and len(kept.by_key) == 100
-    assert all(len({one.choices for one in asked if one.given in batch}) == 1 for batch in batches)
+    kept.collect("kept", batches, answer)
+    assert seen == of_whole and not stops
+    assert kept.by_key == whole and len(whole) == 200
 
 
 def test_the_lowest_cross_entropy_a_token_is_right(folder):

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from shapes import TINY, random_params
 
-from pangu_tiny.benchmark.scorer import Shared, score
+from pangu_tiny.benchmark.scorer import Shared, rows_of, score
 from pangu_tiny.model.cached import by_layer
 from pangu_tiny.model.decoder import Decoder, logits
 from pangu_tiny.model.layout import param_shardings
@@ -17,7 +19,7 @@ QUESTIONS = [
     [[1, 2, 3, 4], [1, 2, 5]],
     [[1, 2], [1, 2]],  # alike
     [[3, 4], [5, 6, 7]],  # nothing in common
-    [[1, 2, 3], [1, 2]],  # one begins the other
+    [[1, 2, 3], [1, 2], [1, 4, 5, 6]],  # one begins another
     [[*LONG, 4, 5], [*LONG, 5]],
 ]
 
@@ -49,7 +51,7 @@ def test_what_is_shared_ends_before_the_first_that_differs():
 
 @pytest.fixture(scope="module")
 def wanted():
-    return np.array([[plain(ids)[0] for ids in choices] for choices in QUESTIONS])
+    return [[plain(ids)[0] for ids in choices] for choices in QUESTIONS]
 
 
 @pytest.mark.parametrize("sizes", [None, (2, 2, 2), (1, 8, 1)], ids=str)
@@ -57,15 +59,17 @@ def test_nats_of_choices_are_those_of_whole_texts(wanted, sizes):
     """Padding that is seen, a token at the seam that is left out or counted twice, or a batch that
     is filled up and told, would give others; so would a mesh."""
     shared = [Shared.of(choices) for choices in QUESTIONS]
+    rows = [shared[:3], [], [shared[4], shared[3]]]
     decoder = Decoder(TINY)
     if sizes is None:
-        found = score(decoder, by_layer(random_params(TINY)), shared, 64).nats_bk
+        found = score(decoder, by_layer(random_params(TINY)), rows, 64)
     else:
         mesh = make_mesh(*sizes)
         with jax.set_mesh(mesh):
             laid = jax.device_put(random_params(TINY), param_shardings(TINY, mesh))
-            found = score(decoder, by_layer(laid), shared, 64).nats_bk
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-4)
+            found = score(decoder, by_layer(laid), rows, 64)
+    for one, place in zip(found, (0, 1, 2, 4, 3), strict=True):
+        np.testing.assert_allclose(one.nats_k, wanted[place], rtol=1e-5, atol=1e-4)
 
 
 def test_what_follows_a_context_is_scored_alone():
@@ -81,12 +85,35 @@ def test_what_follows_a_context_is_scored_alone():
         ([[3, 4], [3, 5]], 1),
     ]
     shared = [Shared.of(choices, start) for choices, start in asked]
-    found = score(Decoder(TINY), by_layer(random_params(TINY)), shared, 64)
-    wanted = [[plain(ids, start) for ids in choices] for choices, start in asked]
-    nats, likeliest = np.asarray(wanted).transpose(2, 0, 1)
-    np.testing.assert_allclose(found.nats_bk, nats, rtol=1e-5, atol=1e-4)
-    assert found.likeliest_bk.tolist() == likeliest.astype(bool).tolist()
-    assert found.likeliest_bk.any() and not found.likeliest_bk.all()
+    found = score(Decoder(TINY), by_layer(random_params(TINY)), [shared[:3], shared[3:]], 64)
+    told = set()
+    for one, (choices, start) in zip(found, asked, strict=True):
+        for nats, likeliest, ids in zip(*one, choices, strict=True):
+            wanted = plain(ids, start)
+            assert nats == pytest.approx(wanted[0], rel=1e-5, abs=1e-4)
+            assert likeliest == wanted[1]
+            told.add(bool(likeliest))
+    assert told == {False, True}
+
+
+@given(st.lists(st.integers(0, 900), max_size=60))
+def test_rows_hold_every_question_once_and_not_more_than_they_may(positions):
+    rows = rows_of(positions)
+    assert sorted(place for alike in rows for row in alike for place in row) == list(
+        range(len(positions))
+    )
+    for alike in rows:
+        taken = [sum(positions[place] for place in row) for row in alike]
+        (length,) = {max(-(-most // 256), 1) * 256 for most in taken}
+        longest = {max(-(-positions[row[0]] // 256), 1) * 256 for row in alike}
+        assert longest == {length} and min(map(len, alike)) > 0
+
+
+def test_short_questions_leave_little_room():
+    """A row for each would be three times as many."""
+    positions = np.random.default_rng(0).integers(20, 150, 500).tolist()
+    (rows,) = rows_of(positions)
+    assert len(rows) * 256 < 1.05 * sum(positions)
 
 
 @pytest.mark.parity
@@ -115,8 +142,8 @@ def test_nats_are_the_loss_of_transformers(real_data, tmp_path):
         texts = 0
         for one in drawn:
             choices = [ids.tolist() for ids in one.ids]
-            (found,), _ = score(decoder, params, [Shared.of(choices)], 1024)
-            for ids, ours in zip(choices, found, strict=True):
+            (found,) = score(decoder, params, [[Shared.of(choices)]], 1024)
+            for ids, ours in zip(choices, found.nats_k, strict=True):
                 given = torch.tensor([ids])
                 with torch.inference_mode():
                     loss = float(model(input_ids=given, labels=given).loss)

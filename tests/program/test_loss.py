@@ -43,9 +43,9 @@ def plain(hidden, table, targets, weights, z_loss):
     log_z = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     nll = weights * (log_z - chosen)
-    rows = jax.lax.stop_gradient(jnp.sum(nll, axis=-1))  # as nats per row are said to be
-    hits = jnp.sum((jnp.argmax(logits, axis=-1) == targets) & (weights > 0), axis=-1)
-    return jnp.sum(nll + z_loss * weights * log_z**2), rows, hits
+    nats = jax.lax.stop_gradient(nll)  # as nats by position are said to be
+    likeliest = jnp.argmax(logits, axis=-1) == targets
+    return jnp.sum(nll + z_loss * weights * log_z**2), nats, likeliest
 
 
 def chunked(hidden, table, targets, weights, z_loss, chunk):
@@ -54,11 +54,11 @@ def chunked(hidden, table, targets, weights, z_loss, chunk):
 
 
 def differentiated(function, **settings):
-    """Value, nats per row, gradients with respect to hidden states and table."""
+    """Value, nats by position, gradients with respect to hidden states and table."""
 
     def scaled(*arguments):
-        total, rows, _ = function(*arguments, **settings)
-        return SCALE * total + 7.0 * jnp.sum(rows), rows
+        total, nats, _ = function(*arguments, **settings)
+        return SCALE * total + 7.0 * jnp.sum(nats), nats
 
     return jax.jit(jax.value_and_grad(scaled, argnums=(0, 1), has_aux=True))
 
@@ -127,19 +127,19 @@ def test_without_gradient_it_is_the_same():
     hidden, table, targets, weights = inputs()
     targets = jnp.argmax(hidden @ table[:VOCAB].T, axis=-1).at[:, ::3].set(targets[:, ::3])
     given = (hidden, table, targets, weights)
-    total, rows, hits = jax.jit(functools.partial(chunked, z_loss=0.1, chunk=16))(*given)
-    expected_total, expected_rows, expected_hits = plain(*given, z_loss=0.1)
-    np.testing.assert_array_equal(hits, expected_hits)
-    assert 0 < hits.sum() < targets.size
-    np.testing.assert_allclose(rows, expected_rows, rtol=1e-5, atol=1e-5)
+    total, nats, likeliest = jax.jit(functools.partial(chunked, z_loss=0.1, chunk=16))(*given)
+    expected_total, expected_nats, expected_likeliest = plain(*given, z_loss=0.1)
+    np.testing.assert_array_equal(likeliest, expected_likeliest)
+    assert 0 < likeliest.sum() < targets.size
+    np.testing.assert_allclose(nats, expected_nats, rtol=1e-5, atol=1e-5)
     assert float(total) == pytest.approx(float(expected_total), rel=1e-5)
 
 
 def test_large_logits_stay_finite():
     """Without the peak taken off, exp of 3,000 is infinite."""
     hidden, table, targets, weights = inputs()
-    total, rows, _ = chunked(300 * hidden, table, targets, weights, 0.0, 16)
-    assert np.isfinite(total) and np.isfinite(rows).all()
+    total, nats, _ = chunked(300 * hidden, table, targets, weights, 0.0, 16)
+    assert np.isfinite(total) and np.isfinite(nats).all()
 
 
 LENGTH = 64
