@@ -49,6 +49,7 @@ STAGES = {
     "export-gguf": Stage("convert", "a checkpoint of plain blocks to a GGUF file", "cpu"),
     "plan": Stage("planning", "what a program will do on a TPU slice", "cpu"),
     "compare-plans": Stage("planning", "two or more plans side by side"),
+    "measure-speed": Stage("planning", "how fast models are on the devices at hand", "all"),
     "reproduce": Stage("reproduce", "a whole recipe, from text to a report", "all"),
 }
 

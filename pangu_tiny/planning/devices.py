@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from pangu_tiny.errors import UserError, one_line
+from pangu_tiny.planning.memory import need
 from pangu_tiny.planning.programs import Planned
 from pangu_tiny.topology.slices import Slice
 
@@ -68,18 +69,11 @@ def compile_for(planned: Planned, where: Slice) -> Compiled:
         try:
             compiled, text = _compile(lowered)
         except jax.errors.JaxRuntimeError as error:
-            if (need := refused(str(error), planned.held_bytes)) is None:
+            if (needed := refused(str(error), planned.held_bytes)) is None:
                 raise
-            return Compiled(need, time.monotonic() - began)
+            return Compiled(needed, time.monotonic() - began)
     found = compiled.memory_analysis()
-    need = (
-        found.argument_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes
-        + found.temp_size_in_bytes
-        + found.generated_code_size_in_bytes
-    )
-    return Compiled(need, time.monotonic() - began, text, found)
+    return Compiled(need(found), time.monotonic() - began, text, found)
 
 
 def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str]:

@@ -13,6 +13,17 @@ from pangu_tiny.program.step import Objective
 from pangu_tiny.topology.slices import Slice
 
 
+def need(found: Any) -> int:
+    """Bytes that one device needs for a program, by the compiler's analysis."""
+    return (
+        found.argument_size_in_bytes
+        + found.output_size_in_bytes
+        - found.alias_size_in_bytes
+        + found.temp_size_in_bytes
+        + found.generated_code_size_in_bytes
+    )
+
+
 def shard_bytes(tree: Any) -> int:
     """Of one chip's part of arrays, given as shapes with layouts."""
     leaves = jax.tree.leaves(tree)
