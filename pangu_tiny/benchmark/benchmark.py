@@ -32,6 +32,29 @@ from pangu_tiny.workdir import absolute, digest_of, write_atomically
 _FORMAT = 2  # of answers: another way to come to them has another number
 
 
+def chosen_of(
+    folder: str,
+    suite: str,
+    tasks: list[str] | None,
+    questions: int | None,
+    task_files: str | None,
+    shots: int | None,
+) -> tuple[list[str], HarnessTasks | None]:
+    """What is asked: tasks of this project by name, and those of lm-eval, if there are any."""
+    chosen = list(SUITES[suite] if tasks is None else tasks)
+    ours = [name for name in chosen if not name.startswith(LM_EVAL)]
+    for name in ours:
+        if name not in TASKS:
+            near = difflib.get_close_matches(name, TASKS, 3) or [*TASKS, f"{LM_EVAL}NAME"]
+            raise UserError(f"benchmark.tasks: {name!r} is unknown, expected {' or '.join(near)}")
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise UserError(f"benchmark.tasks is {chosen}, expected some, each of them once")
+    if len(ours) == len(chosen):
+        return ours, None
+    theirs = [name for name in chosen if name not in ours]
+    return ours, HarnessTasks(theirs, folder, task_files, shots, questions)
+
+
 def benchmark(
     checkpoint: str,
     folder: str,
@@ -73,18 +96,7 @@ def benchmark(
     check_number("benchmark.batch_size", batch_size, 1)
     check_number("benchmark.questions", questions, 1)
     check_number("benchmark.shots", shots, 0)
-    chosen = list(SUITES[suite] if tasks is None else tasks)
-    ours = [name for name in chosen if not name.startswith(LM_EVAL)]
-    for name in ours:
-        if name not in TASKS:
-            near = difflib.get_close_matches(name, TASKS, 3) or [*TASKS, f"{LM_EVAL}NAME"]
-            raise UserError(f"benchmark.tasks: {name!r} is unknown, expected {' or '.join(near)}")
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise UserError(f"benchmark.tasks is {chosen}, expected some, each of them once")
-    theirs = None
-    if len(ours) < len(chosen):
-        of_harness = [name for name in chosen if name not in ours]
-        theirs = HarnessTasks(of_harness, folder, task_files, shots, questions)
+    ours, theirs = chosen_of(folder, suite, tasks, questions, task_files, shots)
     opened = open_checkpoint(checkpoint)
     program = build(opened.shape, hardware, Marks(0, 0), dtype)
     questions_put = list(put(opened, absolute(folder), ours, questions))

@@ -94,7 +94,7 @@ def told(result: dict[str, Any]) -> Report:
     sections = []
     if tasks:
         sections = [
-            section("Beside the paper's", _beside_paper(tasks) + paragraph(_PAPER)),
+            beside_paper({"this one": tasks}),
             section(
                 "Questions",
                 table(
@@ -112,12 +112,7 @@ def told(result: dict[str, Any]) -> Report:
             ),
         ]
     if result["lm_eval"]:
-        asked = [
-            (name, _metrics(task), task["shots"], task["questions"], task["version"])
-            for name, task in result["lm_eval"].items()
-        ]
-        columns = ("task", "metrics ± standard error", "shots", "questions", "version")
-        sections.append(section("By lm-evaluation-harness", table(asked, columns)))
+        sections.append(by_lm_eval(result["lm_eval"]))
     for task in tasks.values():
         if task["sets"]:
             lines = [
@@ -128,21 +123,37 @@ def told(result: dict[str, Any]) -> Report:
     return Report("Benchmarks", facts, (), sections)
 
 
-def _beside_paper(tasks: dict[str, Any]) -> str:
-    """Rows of this model, of chance and of the paper's models, with the mean of these columns."""
-    found = tasks.values()
-    head = ("model", *(task["title"] for task in found), "average")
-    means = [task["score"] for task in found]
-    rows = [["this one", *(f"{score:.2f}" for score in (*means, statistics.fmean(means)))]]
-    chance = [task["chance"] for task in found]
+def beside_paper(models: Mapping[str, dict[str, Any]]) -> str:
+    """A section: the scores of models by name, of chance and of the paper's models, with the means
+    of these columns.
+
+    Args:
+      models: the tasks of `results_of`, the same of each.
+    """
+    tasks = next(iter(models.values()))
+    head = ("model", *(task["title"] for task in tasks.values()), "average")
+
+    def row(model: str, scores: Sequence[float]) -> list[str]:
+        return [model, *(f"{score:.2f}" for score in (*scores, statistics.fmean(scores)))]
+
+    rows = [row(model, [one["score"] for one in of.values()]) for model, of in models.items()]
+    chance = [task["chance"] for task in tasks.values()]
     rows.append(["chance", *("" if level is None else f"{level:.2f}" for level in chance), ""])
     columns = [name.removesuffix("_val") for name in tasks]
     if set(columns) <= set(SUITES["paper"]):
         places = [SUITES["paper"].index(name) for name in columns]
-        for model, row in PAPER.items():
-            picked = [row[place] for place in places]
-            rows.append([model, *(f"{score:.2f}" for score in (*picked, statistics.fmean(picked)))])
-    return table(rows, head)
+        rows += [row(model, [of[place] for place in places]) for model, of in PAPER.items()]
+    return section("Benchmarks, beside the paper's", table(rows, head), paragraph(_PAPER))
+
+
+def by_lm_eval(tasks: Mapping[str, dict[str, Any]]) -> str:
+    """A section: what lm-eval told of tasks by name."""
+    rows = [
+        (name, _metrics(task), task["shots"], task["questions"], task["version"])
+        for name, task in tasks.items()
+    ]
+    head = ("task", "metrics ± standard error", "shots", "questions", "version")
+    return section("By lm-evaluation-harness", table(rows, head))
 
 
 def _metrics(task: dict[str, Any]) -> str:

@@ -75,7 +75,7 @@ def measure_speed(
     _check(batch_size, prompt_tokens, new_tokens, sequence_length, rounds, programs)
     shapes = _shapes(model, models)
     sizes = Sizes(batch_size, prompt_tokens, new_tokens, sequence_length)
-    bound = {name: _settings(shape, dtype) for name, shape in shapes.items()}
+    bound = {name: _settings(shape, hardware, dtype) for name, shape in shapes.items()}
     check_one_of("measure_speed.dtype", next(iter(bound.values()))["dtype"], DTYPES)
     facts = {
         "models": {name: vars(shape) for name, shape in shapes.items()},
@@ -137,9 +137,9 @@ def _shapes(model: ModelShape | None, models: list[str] | None) -> dict[str, Mod
     return {file: config.build(ModelShape, file) for file in models}
 
 
-def _settings(shape: ModelShape, dtype: str | None) -> dict[str, Any]:
+def _settings(shape: ModelShape, hardware: Hardware, dtype: str | None) -> dict[str, Any]:
     """Of the stage train as they are bound, with or without a batch and a number of steps."""
-    given: dict[str, Any] = {"dataset": "", "workdir": "", "model": shape}
+    given: dict[str, Any] = {"dataset": "", "workdir": "", "model": shape, "hardware": hardware}
     for name, value in (("steps", _STEPS), ("global_batch", None)):
         if not config.is_bound(f"train.{name}"):
             given[name] = value

@@ -158,8 +158,9 @@ def _continued(program: Program, batch: int, prompt: int, new: int, at_once: int
     """The likeliest tokens that follow prompts; the need is that of the program that takes so many
     positions at once."""
     decoder, mesh = program.objective.decoder, program.mesh
-    params, ids_bt, *others = step_shapes(decoder, mesh, batch, prompt + new + _STRETCH)
-    ids_bt = jax.ShapeDtypeStruct((batch, at_once), jnp.int32, sharding=ids_bt.sharding)
+    filled = -(-batch // batch_shards(mesh)) * batch_shards(mesh)
+    params, ids_bt, *others = step_shapes(decoder, mesh, filled, prompt + new + _STRETCH)
+    ids_bt = jax.ShapeDtypeStruct((filled, at_once), jnp.int32, sharding=ids_bt.sharding)
     chosen = {"decoder": decoder, "vocab_size": program.shape.vocab_size, "sampling": GREEDY}
     *_, needed = _compiled(program, advance, (params, ids_bt, *others), **chosen)
     layers = by_layer(_params(program, decoder.dtype))

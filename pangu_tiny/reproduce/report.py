@@ -9,6 +9,7 @@ from typing import Any
 from etils import epath
 from matplotlib.figure import Figure
 
+from pangu_tiny.benchmark.results import beside_paper, by_lm_eval
 from pangu_tiny.page import page, paragraph, picture, section, table, vector
 from pangu_tiny.reproduce.results import Results
 from pangu_tiny.reproduce.rungs import PROTOCOLS, RUNGS
@@ -37,8 +38,18 @@ def write_report(folder: epath.Path, found: Results, ran: list[epath.Path], seco
         sections += [_held_out(found, protocol) for protocol in found.recipe.protocols]
     if found.told["tuning"]:
         sections.append(_tuning(found.told["tuning"]))
-    sections += [_curves(found, ran), *_forgotten(ran), *_samples(found)]
+    sections += [*_benchmarks(found), _curves(found, ran), *_forgotten(ran), *_samples(found)]
     write_atomically(folder / "report.html", page("Tiny language models", *sections))
+
+
+def _benchmarks(found: Results) -> list[str]:
+    """The columns of the paper's table, a row for each rung; what lm-eval told."""
+    scores = found.told["benchmarks"]
+    ours = {rung: of["tasks"] for rung, of in scores.items() if of["tasks"]}
+    theirs = {
+        f"{rung}: {n}": task for rung, of in scores.items() for n, task in of["lm_eval"].items()
+    }
+    return [*([beside_paper(ours)] if ours else []), *([by_lm_eval(theirs)] if theirs else [])]
 
 
 def _recipe(found: Results) -> str:

@@ -11,6 +11,7 @@ from pangu_tiny.data.prepare_data import prepare_data
 from pangu_tiny.errors import UserError, check_number, check_one_of
 from pangu_tiny.evaluation.generate import generate
 from pangu_tiny.reproduce.agenda import Step, run_steps
+from pangu_tiny.reproduce.benchmarks import benchmark_steps, check_benchmarks
 from pangu_tiny.reproduce.ladder import Ladder, check_sizes, shape_of
 from pangu_tiny.reproduce.report import write_report
 from pangu_tiny.reproduce.results import Recipe, Results
@@ -38,6 +39,7 @@ def reproduce(
     parameter_tolerance: float = 0.01,
     prompts: list[str] | None = None,
     max_epochs: float = 4.0,
+    benchmarks: str | None = None,
 ) -> dict[str, Any]:
     """Makes the models of a recipe, and writes `report.html` and `report.json`.
 
@@ -69,6 +71,8 @@ def reproduce(
       prompts: beginnings that the last model continues in the report.
       max_epochs: how often the first round may go through all rows. Chosen because up to 4 times
         the same text teaches hardly less than as much new text (arXiv 2305.16264).
+      benchmarks: the folder that the stage benchmark takes; of every rung the model of the first
+        seed ends with it, by what is bound for that stage.
     """
     rungs = ["rounds"] if rungs is None else rungs
     protocols = ["equal"] if protocols is None else protocols
@@ -78,6 +82,8 @@ def reproduce(
     check_number("reproduce.max_epochs", max_epochs, above=0)
     check_number("reproduce.parameter_tolerance", parameter_tolerance, 0, below=1)
     check_sizes(rungs, parameter_tolerance)
+    if benchmarks is not None:
+        check_benchmarks(benchmarks)
     folder, recipe = absolute(workdir), Recipe(rungs, protocols, seeds)
     evaluated: dict[str, Any] = {}
     if dataset is not None:
@@ -93,6 +99,9 @@ def reproduce(
     ladder = Ladder(folder, rows, length, start, rates or (), tuning_seed)
     steps += ladder.steps(rungs, protocols, seeds)
     claim_together(workdir, "reproduce", {})
+    scores: dict[str, Any] = {}
+    if benchmarks is not None:
+        steps += benchmark_steps(recipe, ladder, benchmarks, scores)
     samples: list[tuple[str, str]] = []
 
     def draw() -> None:
@@ -104,7 +113,7 @@ def reproduce(
         steps.append(Step("samples", draw))
     seconds = run_steps(steps, folder)
     told = told_of(big, length, evaluated) if big else None
-    found = Results.of(recipe, ladder, rows, told, samples)
+    found = Results.of(recipe, ladder, rows, told, samples, scores)
     model, place = ladder.found[recipe.last], ladder.model_of(recipe.last)
     ran = [place / f"round_{number}" for number in range(1, 1 + len(model["steps"]))]
     with processes.alone() as leads:

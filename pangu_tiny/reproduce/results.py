@@ -25,9 +25,14 @@ class Recipe:
         return [t for rung in self.rungs for t in trials_of(rung, self.protocols, self.seeds)]
 
     @property
+    def shown(self) -> list[Trial]:
+        """Of every rung, the model that is shown."""
+        return [trials_of(rung, self.protocols, self.seeds)[0] for rung in self.rungs]
+
+    @property
     def last(self) -> Trial:
-        """Of the last rung, the model that is shown."""
-        return trials_of(self.rungs[-1], self.protocols, self.seeds)[0]
+        """That of the last rung."""
+        return self.shown[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +58,14 @@ class Results:
         rows: Rows,
         teacher: dict[str, Any] | None,
         samples: list[tuple[str, str]],
+        benchmarks: dict[str, Any],
     ) -> "Results":
         """From models that are evaluated.
 
         Args:
           teacher: what is told of it.
           samples: prompts, each with the text that begins with it.
+          benchmarks: by rung, what the model that is shown scored.
         """
 
         def compared(protocol: str, source: str | None = None) -> list[Line]:
@@ -100,6 +107,7 @@ class Results:
                 if (tuned := ladder.tuned(scope))
             },
             "teacher": teacher,
+            "benchmarks": benchmarks,
             "samples": [{"prompt": prompt, "text": text} for prompt, text in samples],
         }
         return cls(recipe, told, lines, by_source)

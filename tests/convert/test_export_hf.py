@@ -208,10 +208,14 @@ def test_the_card_tells_of_data_training_and_losses(checkpoint, dataset):
         "metric": "accuracy",
     }
     scores = {"tasks": {"boolq": task | {"score": 61.234, "chance": None}}, "average": 61.234}
+    arc = {"questions": 2376, "metric": "acc_norm,none", "score": 25.5}
+    scores["lm_eval"] = {"lm-eval:arc_easy": arc, "lm-eval:of_words": arc | {"score": None}}
     text = card(Told(opened, "float32", dataset.description, losses, scores))
     assert (
         "| BoolQ | val | 20 of 3,270 | accuracy | 61.23 |  |" in text and "## Benchmarks\n" in text
     )
+    assert "| lm-eval:arc_easy |  | 2,376 | acc_norm,none | 25.50 |  |" in text
+    assert "of_words" not in text  # its metric is no share of right answers
     assert text.startswith('---\nlibrary_name: "transformers"\n')
     for heading in (
         "Shape",

@@ -1,5 +1,6 @@
 """Text, and one ladder of it for all that only read."""
 
+import opencompass_files
 import pytest
 from recipes import argv
 from tiny_runs import prepare
@@ -17,12 +18,19 @@ def text(tmp_path_factory):
 
 
 @pytest.fixture(scope="package")
-def changes(text):
+def benchmarks(tmp_path_factory):
+    return str(opencompass_files.write(tmp_path_factory.mktemp("benchmarks")))
+
+
+@pytest.fixture(scope="package")
+def changes(text, benchmarks):
     """What is bound for the ladder beside its folder."""
     return {
         "reproduce.text": {"one": str(text), "two": str(text)},
         "reproduce.seeds": [1],
         "reproduce.prompts": ["the <b>", "cat"],
+        "reproduce.benchmarks": benchmarks,
+        "benchmark.tasks": ["boolq", "c3"],
         "prepare_data.text_key": "body",
     }
 

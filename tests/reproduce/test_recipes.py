@@ -51,6 +51,8 @@ def refusal(recipe, workdir, capsys, **changes):
         ({"third/train.steps": 3}, "unknown scope 'third', expected one of teacher, plain"),
         ({"teacher/ModelShape.depth": 1}, "ModelShape.depth is 2, the teacher has only 1"),
         ({"reproduce.teacher": "nowhere"}, "nowhere"),
+        ({"reproduce.benchmarks": "nowhere", "benchmark.tasks": ["c3"]}, "dev_0.json is missing"),
+        ({"reproduce.benchmarks": ".", "benchmark.tasks": ["bool"]}, "'bool' is unknown"),
         ({"reproduce.rungs": []}, "reproduce.rungs is [], expected each once"),
         ({"reproduce.protocols": ["equal", "equal"]}, "reproduce.protocols is ['equal', 'equal'],"),
         ({"reproduce.rates": [1e-3, 1e-3]}, "reproduce.rates is [0.001, 0.001], expected differe"),

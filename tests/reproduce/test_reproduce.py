@@ -99,6 +99,18 @@ def test_the_report_says_what_was_evaluated(ladder):
     assert found["teacher"]["tokens"] == 6 * 8 * 32
 
 
+def test_models_end_on_benchmarks(ladder):
+    """Of each rung the model of the first seed."""
+    found, page = results(ladder)["benchmarks"], (ladder / "report.html").read_text()
+    assert list(found) == list(RUNGS)
+    for rung, scores in found.items():
+        folder = ladder / "models" / f"{rung}-1" / f"benchmark_{rung}"
+        told = json.loads((folder / "benchmark.json").read_text())
+        assert told["tasks"] == scores["tasks"] and told["tasks"].keys() == {"boolq", "c3"}
+        assert f"<td>{rung}</td><td>{scores['tasks']['boolq']['score']:.2f}</td>" in page
+    assert "Benchmarks, beside the paper" in page and "<td>PanGu-π-1B Pro</td>" in page
+
+
 def test_the_page_shows_it(ladder):
     found, page = results(ladder), (ladder / "report.html").read_text()
     plot = (ladder / "ladder.svg").read_text()
