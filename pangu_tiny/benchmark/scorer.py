@@ -47,8 +47,8 @@ class Shared(NamedTuple):
 
     @property
     def positions(self) -> int:
-        """That it takes in a row. Of each rest the last is read by nobody."""
-        return len(self.first) + sum(len(ids) - 1 for ids in self.rests)
+        """That it takes in a row. Of each rest the last is read by nobody; equal ones are one."""
+        return len(self.first) + sum(len(ids) - 1 for ids in set(map(tuple, self.rests)))
 
 
 class Scores(NamedTuple):
@@ -141,16 +141,18 @@ class _Laid(NamedTuple):
             for number, question in enumerate(questions, 1):
                 shared = [*question.first, question.rests[0][0]]
                 first = laid._put(row, end, shared, (number, 0, 0), question.start)
-                end, spans = end + len(question.first), []
-                for choice, ids in enumerate(question.rests, 1):
+                end += len(question.first)
+                # Equal choices are one, so that they score the same and the first of them counts.
+                spans: dict[tuple[int, ...], np.ndarray] = {}
+                for choice, ids in enumerate(dict.fromkeys(map(tuple, question.rests)), 1):
                     at = (number, choice, len(question.first))
-                    spans.append(np.r_[first, laid._put(row, end, ids, at, question.start)])
+                    spans[ids] = np.r_[first, laid._put(row, end, ids, at, question.start)]
                     end += len(ids) - 1
-                laid.spans.append((row, spans))
+                laid.spans.append((row, [spans[tuple(ids)] for ids in question.rests]))
         return laid
 
     def _put(
-        self, row: int, begin: int, ids: list[int], at: tuple[int, int, int], start: int
+        self, row: int, begin: int, ids: Sequence[int], at: tuple[int, int, int], start: int
     ) -> np.ndarray:
         """Ids and those that follow them, from a position on; the positions of these."""
         span = np.arange(begin, begin + len(ids) - 1)

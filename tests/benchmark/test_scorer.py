@@ -72,6 +72,19 @@ def test_nats_of_choices_are_those_of_whole_texts(wanted, sizes):
         np.testing.assert_allclose(one.nats_k, wanted[place], rtol=1e-5, atol=1e-4)
 
 
+def test_equal_choices_score_the_same():
+    """C3 fills questions of three choices up with one of them: computed apart, at other places of a
+    row, the second may come out a last bit lower, and count instead of the first."""
+    random = np.random.default_rng(0)
+    asked = []
+    for _ in range(20):
+        first, a, b = (random.integers(100, size=n).tolist() for n in (30, 9, 12))
+        asked.append(Shared.of([first + a, first + b, first + a, first + a]))
+    assert asked[0].positions == sum(len(ids) - 1 for ids in asked[0].rests[:2]) + 29
+    for one in score(Decoder(TINY), by_layer(random_params(TINY)), [asked[:4], asked[4:8]], 64):
+        assert one.nats_k[0] == one.nats_k[2] == one.nats_k[3] != one.nats_k[1]
+
+
 def test_what_follows_a_context_is_scored_alone():
     """Within what is shared, at the seam, or after it; a context that is counted, or a choice that
     is told to be the likeliest by its last id alone, would differ."""

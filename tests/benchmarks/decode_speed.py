@@ -15,6 +15,7 @@ import functools
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import train_speed
 from train_speed import SHAPE, median, take_turns
@@ -62,23 +63,29 @@ def make_pangu_tiny(options: argparse.Namespace) -> Callable[[], None]:
     return run
 
 
-def make_transformers(options: argparse.Namespace, compiled: bool) -> Callable[[], None]:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+def llama_config(**marks: int | None) -> Any:
+    """The shape as transformers has it."""
+    from transformers import LlamaConfig
 
-    torch.set_num_threads(train_speed.cores())
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=SHAPE["vocab_size"],
         hidden_size=SHAPE["width"],
         intermediate_size=SHAPE["ffn_width"],
         num_hidden_layers=SHAPE["depth"],
         num_attention_heads=SHAPE["heads"],
         max_position_embeddings=2048,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
+        rms_norm_eps=1e-5,
+        **marks,
     )
+
+
+def make_transformers(options: argparse.Namespace, compiled: bool) -> Callable[[], None]:
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.set_num_threads(train_speed.cores())
+    torch.manual_seed(0)
+    config = llama_config(bos_token_id=None, eos_token_id=None, pad_token_id=0)
     model = LlamaForCausalLM(config).eval().to(options.device, getattr(torch, options.dtype))
     if compiled:
         model.forward = torch.compile(model.forward)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import train_speed
+from decode_speed import llama_config
 from train_speed import SHAPE, median, take_turns
 
 QUESTIONS, SHOTS = 200, 5
@@ -56,7 +57,7 @@ def pairs(data: str, task: str) -> list[tuple[str, str]]:
 def make(data: str, folder: pathlib.Path) -> None:
     """The model in both layouts, its weights at random; a tokenizer of the texts of both tasks."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     from pangu_tiny.convert.export_hf import export_hf
     from pangu_tiny.convert.import_hf import import_hf
@@ -65,17 +66,7 @@ def make(data: str, folder: pathlib.Path) -> None:
     torch.manual_seed(0)
     texts = {"".join(pair) for task in ("piqa", "cmmlu") for pair in pairs(data, task)}
     tokenizer = train_tokenizer(sorted(texts), SHAPE["vocab_size"])
-    config = LlamaConfig(
-        vocab_size=SHAPE["vocab_size"],
-        hidden_size=SHAPE["width"],
-        intermediate_size=SHAPE["ffn_width"],
-        num_hidden_layers=SHAPE["depth"],
-        num_attention_heads=SHAPE["heads"],
-        max_position_embeddings=2048,
-        rms_norm_eps=1e-5,
-        bos_token_id=tokenizer.begin_id,
-        eos_token_id=tokenizer.end_id,
-    )
+    config = llama_config(bos_token_id=tokenizer.begin_id, eos_token_id=tokenizer.end_id)
     LlamaForCausalLM(config).save_pretrained(folder / "llama")
     (folder / "llama" / "tokenizer.model").write_bytes(tokenizer.model_bytes)
     checkpoint = import_hf(str(folder / "llama"), str(folder / "run"))
