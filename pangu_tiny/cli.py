@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from pangu_tiny import config, workdir
 from pangu_tiny.errors import Stopped, UserError, kind_of, one_line
-from pangu_tiny.reproduce.rungs import SCOPES
+from pangu_tiny.reproduce.tables import SCOPES_AND_ROWS
 
 
 class Stage(NamedTuple):
@@ -94,7 +94,7 @@ def _run(options: argparse.Namespace, bindings: list[tuple[str, str]]) -> bool:
 
         jax.config.update("jax_platforms", "cpu")
     likely_first = (options.stage, *STAGES)
-    config.read(map(find_stage, likely_first), options.gin_file, bindings, SCOPES)
+    config.read(map(find_stage, likely_first), options.gin_file, bindings, SCOPES_AND_ROWS)
     stage = find_stage(options.stage)
     arguments, effective = config.arguments(stage)
     with _ending_by_sigterm(), workdir.running(effective):

@@ -133,6 +133,20 @@ def build(target: type[T], *gin_files: str) -> T:
         return arguments(stage)[0]["built"]
 
 
+def bindings_of(stages: Iterable[Callable[..., Any]], *gin_files: str) -> dict[str, Any]:
+    """What some files bind without a scope, by `stage.parameter`; what was read before is not
+    forgotten."""
+    with _restored():
+        read(stages, gin_files, [])
+        return {name: _resolve(bound.value, bound.origin) for name, bound in _bindings.items()}
+
+
+def origin_of(binding: str) -> str | None:
+    """The file and line, or the flag, in which `stage.parameter` was bound without a scope."""
+    bound = _bindings.get(binding)
+    return bound and bound.origin
+
+
 @contextlib.contextmanager
 def within(scope: str, given: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Inside, what was bound with this scope wins over what was bound without one, and what is

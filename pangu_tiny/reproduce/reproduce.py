@@ -17,8 +17,10 @@ from pangu_tiny.reproduce.report import write_report
 from pangu_tiny.reproduce.results import Recipe, Results
 from pangu_tiny.reproduce.rows import Rows, prepare_text
 from pangu_tiny.reproduce.rungs import PROTOCOLS, RUNGS
+from pangu_tiny.reproduce.table import run_table
+from pangu_tiny.reproduce.tables import check_no_rows
 from pangu_tiny.reproduce.teacher import Teacher, cut_teacher, find_teacher, tokenizer_of, told_of
-from pangu_tiny.reproduce.training import check_rows, check_scopes
+from pangu_tiny.reproduce.training import check_rows, check_scopes, training_of
 from pangu_tiny.rounds.stages import run, settings
 from pangu_tiny.text.sources import Text
 from pangu_tiny.topology import processes
@@ -40,6 +42,7 @@ def reproduce(
     prompts: list[str] | None = None,
     max_epochs: float = 4.0,
     benchmarks: str | None = None,
+    table: str | None = None,
 ) -> dict[str, Any]:
     """Makes the models of a recipe, and writes `report.html` and `report.json`.
 
@@ -73,7 +76,15 @@ def reproduce(
         the same text teaches hardly less than as much new text (arXiv 2305.16264).
       benchmarks: the folder that the stage benchmark takes; of every rung the model of the first
         seed ends with it, by what is bound for that stage.
+      table: a table of the paper instead, its rows at the scale of an overlay such as
+        paper/laptop.gin; see `gin/paper/README.md`.
     """
+    if table is not None:
+        asked = (dataset, teacher, rungs, protocols, rates, prompts, benchmarks)
+        if any(one is not None for one in asked):
+            raise UserError("reproduce.table goes with text, seeds and max_epochs alone")
+        return run_table(workdir, table, text, seeds or [0], parameter_tolerance, max_epochs)
+    check_no_rows()
     rungs = ["rounds"] if rungs is None else rungs
     protocols = ["equal"] if protocols is None else protocols
     seeds = [0] if seeds is None else seeds
@@ -250,4 +261,4 @@ def _check_rows(rows: Rows, scopes: list[str], max_epochs: float) -> None:
     """Checks the rows for the models of rungs, and for the teacher."""
     for scope in scopes:
         dataset = rows.compact if _compact(scope) else rows.big
-        check_rows(scope, dataset, max_epochs)
+        check_rows(scope, training_of(scope), dataset, max_epochs)

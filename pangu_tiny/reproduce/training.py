@@ -45,13 +45,17 @@ def flops_of(training: dict[str, Any], length: int) -> float:
     return training["model"].flops_per_token(length) * tokens_of(training, length)
 
 
-def check_rows(scope: str, dataset: str, max_epochs: float) -> None:
-    """Refuses rows that do not fit the model of a rung or of the teacher, that hold nothing out, or
-    that a training, or a first round, would go through too often."""
-    training, rows = training_of(scope), TokenDataset.described(dataset)
+def check_rows(name: str, training: dict[str, Any], dataset: str, max_epochs: float) -> None:
+    """Refuses rows that do not fit the model of a training, that hold nothing out, or that it, or a
+    first round of it, would go through too often.
+
+    Args:
+      name: of the model, for messages.
+    """
+    rows = TokenDataset.described(dataset)
     if rows.vocab_size != training["model"].vocab_size:
         raise UserError(
-            f"{scope}: ModelShape.vocab_size is {training['model'].vocab_size:,}, the tokenizer of "
+            f"{name}: ModelShape.vocab_size is {training['model'].vocab_size:,}, the tokenizer of "
             f"dataset {dataset} has {rows.vocab_size:,} pieces: expected as many"
         )
     if not rows.count("held_out"):
@@ -59,7 +63,7 @@ def check_rows(scope: str, dataset: str, max_epochs: float) -> None:
     taken, count = training["steps"] * training["global_batch"], rows.count("train")
     if taken > max_epochs * count:
         raise UserError(
-            f"{scope}: train.steps × train.global_batch is {taken:,} rows, {taken / count:.1f} "
+            f"{name}: train.steps × train.global_batch is {taken:,} rows, {taken / count:.1f} "
             f"times the {count:,} of dataset {dataset}, expected at most reproduce.max_epochs, "
             f"{max_epochs:g}: take more text, or fewer steps"
         )

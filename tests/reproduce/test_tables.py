@@ -1,0 +1,130 @@
+"""The paper's tables: every row's file, and small tables run."""
+
+import json
+import types
+
+import pytest
+
+from pangu_tiny import cli, config
+from pangu_tiny.cli import STAGES, find_stage
+from pangu_tiny.errors import UserError
+from pangu_tiny.model.layout import check_divides
+from pangu_tiny.model.shape import ModelShape
+from pangu_tiny.reproduce.comparison import correlation_of
+from pangu_tiny.reproduce.reproduce import reproduce
+from pangu_tiny.reproduce.table import _training
+from pangu_tiny.reproduce.tables import SCOPES_AND_ROWS, TABLES, find_table
+
+SMALL = {
+    "prepare_data.vocab_size": 310,
+    "prepare_data.sequence_length": 32,
+    "prepare_data.held_out_fraction": 0.1,
+    "prepare_data.text_key": "body",
+    "ModelShape.vocab_size": 310,
+    "train.steps": 2,
+    "train.global_batch": 8,
+    "train.evaluate_every": 2,
+    "Hardware.compilation_cache": "None",
+    "Hardware.attention": "reference",
+    "Hardware.unroll": 1,
+    "Hardware.fsdp": 1,  # widths are no multiples of as many devices
+    "Hardware.data": -1,
+    "reproduce.seeds": [1],
+    "reproduce.parameter_tolerance": 0.9,
+}
+ROWS = [(name, row) for name, table in TABLES.items() for row in table.rows]
+
+
+def argv(name, text, workdir, **changes):
+    given = {**SMALL, "reproduce.table": name, "reproduce.text": text, "reproduce.workdir": workdir}
+    flags = [f"--gin.{binding}={value}" for binding, value in (given | changes).items()]
+    return ["reproduce", "--gin_file=paper/laptop.gin", *flags]
+
+
+def read(*files, **bindings):
+    given = [(name, str(value)) for name, value in bindings.items()]
+    config.read(map(find_stage, STAGES), files, given, SCOPES_AND_ROWS)
+
+
+@pytest.mark.parametrize(("name", "row"), ROWS)
+def test_a_row_differs_in_what_its_table_says(name, row):
+    """At the paper's scale by its file, at the laptop's by that or by the overlay; and in nothing
+    else from the first row; and it is laid out on a slice."""
+    rows = (row, next(iter(TABLES[name].rows)))
+    files = [f"paper/{name}/{one}.gin" for one in rows]
+    own, first = (config.bindings_of(map(find_stage, STAGES), file) for file in files)
+    differs = {key for key in own.keys() | first.keys() if own.get(key) != first.get(key)}
+    assert differs <= set(TABLES[name].varies) <= own.keys()
+    slice_of_256 = types.SimpleNamespace(shape={"data": 16, "fsdp": 16, "tensor": 1})
+    shape = {key.partition(".")[2]: value for key, value in own.items() if "ModelShape" in key}
+    check_divides(ModelShape(**shape), slice_of_256)
+    read("paper/laptop.gin")
+    table = find_table(name)
+    laptop = _training(name, table, row)
+    assert laptop["steps"] == 400
+    shape = laptop["model"]
+    base = _training(name, table, next(iter(table.rows)))["model"]
+    if table.equal:
+        assert abs(shape.parameters / base.parameters - 1) < 0.02
+    if name == "modules":
+        assert shape.series_terms == own["ModelShape.series_terms"]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_two_rows_of_a_table_run(name, text, tmp_path, monkeypatch, capsys):
+    table = TABLES[name]
+    two = dict(list(table.rows.items())[-2:])
+    monkeypatch.setitem(TABLES, name, table._replace(rows=two))
+    assert cli.main(argv(name, text, tmp_path)) == 0
+    found = json.loads((tmp_path / "table.json").read_text())["results"]
+    assert [row["row"] for row in found["rows"]] == list(two)
+    assert all(row["bits_per_byte"].keys() == {"1"} for row in found["rows"])
+    gain = found["rows"][0]["mean"] - found["rows"][1]["mean"]
+    assert (
+        found["rows"][1]["gain"]["mean"] == pytest.approx(gain) and found["rows"][0]["gain"] is None
+    )
+    assert found["tokens"] == 2 * 8 * 32
+    page, markdown = ((tmp_path / file).read_text() for file in ("report.html", "table.md"))
+    assert f"| {list(two)[1]} |" in markdown and table.reports in page
+    assert (tmp_path / "table.svg").read_text() in page
+    assert table.title in capsys.readouterr().out
+
+
+def test_ranks_are_compared():
+    """Of three in the same order one of six orders is as far from 0, and the reverse."""
+    same = correlation_of([1.0, 2.0, 3.0], [10.0, 20.0, 30.0])
+    assert (same.rho, same.p, same.rows) == (pytest.approx(1), pytest.approx(2 / 6), 3)
+    assert correlation_of([1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]).rho == pytest.approx(-1)
+    assert correlation_of([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None
+    assert correlation_of([1.0, 2.0], [1.0, 2.0]) is None
+    # Orders are drawn where they are many; of ten in the same order hardly any is as far.
+    assert correlation_of(range(10), range(10)).p < 0.001
+    assert str(same) == "+1.00 (p = 0.333, 3 rows)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"reproduce.table": "modul"}, "reproduce.table is 'modul', expected modules"),
+        (
+            {"train.init": "gpt2"},
+            "--gin.train.init=gpt2: the rows of table initialisation differ in",
+        ),
+        ({"reproduce.rungs": ["plain"]}, "reproduce.table goes with text, seeds and max_epochs"),
+        ({"reproduce.seeds": [1, 1]}, "reproduce.seeds is [1, 1], expected different ones"),
+        (
+            {"reproduce.table": "expanding_rate", "reproduce.parameter_tolerance": 0.001},
+            "row rate_2_0 of table expanding_rate has ",
+        ),
+        ({"ModelShape.vocab_size": 311}, "constant: ModelShape.vocab_size is 311, the tokenizer"),
+    ],
+)
+def test_mistakes_are_one_line(changes, said, text, tmp_path, capsys):
+    assert cli.main(argv("initialisation", text, tmp_path / "run", **changes)) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_row_is_bound_for_a_table_alone(tmp_path):
+    read("recipes/quickstart.gin", **{"depth_9/ModelShape.depth": 2, "reproduce.workdir": "x"})
+    with pytest.raises(UserError, match="depth_9 is a row of a table"):
+        reproduce(str(tmp_path))
