@@ -58,6 +58,8 @@ class Answers:
         counts = list(map(len, asked))
         if all(done):
             return self.by_key
+        if len(set(gather(digest_of(asked)))) > 1:
+            raise UserError(f"processes ask other questions of {label}, expected the same")
         before = sum(count for count, known in zip(counts, done, strict=True) if known)
         with Progress(label, sum(counts), "question", before, shown=first()) as progress:
             for keys, batch, known in zip(asked, batches, done, strict=True):

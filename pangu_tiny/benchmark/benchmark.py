@@ -41,6 +41,9 @@ def chosen_of(
     shots: int | None,
 ) -> tuple[list[str], HarnessTasks | None]:
     """What is asked: tasks of this project by name, and those of lm-eval, if there are any."""
+    check_one_of("benchmark.suite", suite, SUITES)
+    check_number("benchmark.questions", questions, 1)
+    check_number("benchmark.shots", shots, 0)
     chosen = list(SUITES[suite] if tasks is None else tasks)
     ours = [name for name in chosen if not name.startswith(LM_EVAL)]
     for name in ours:
@@ -50,9 +53,18 @@ def chosen_of(
     if not chosen or len(set(chosen)) < len(chosen):
         raise UserError(f"benchmark.tasks is {chosen}, expected some, each of them once")
     if len(ours) == len(chosen):
+        for name, value in (("task_files", task_files), ("shots", shots)):
+            if value is not None:
+                raise UserError(f"benchmark.{name} is for tasks of lm-eval, of which none is asked")
         return ours, None
     theirs = [name for name in chosen if name not in ours]
     return ours, HarnessTasks(theirs, folder, task_files, shots, questions)
+
+
+def check_sizes(batch_size: int, dtype: str) -> None:
+    """Refuses how nothing is computed."""
+    check_number("benchmark.batch_size", batch_size, 1)
+    check_one_of("benchmark.dtype", dtype, DTYPES)
 
 
 def benchmark(
@@ -83,22 +95,21 @@ def benchmark(
       questions: of every set, the first so many; None is all. For a try: the published figures are
         of all.
       task_files: a folder with task files of your own, in lm-evaluation-harness's form.
-      shots: of tasks of lm-eval that do not say how many; None is what they say, or none.
-      batch_size: rows of questions that are put at once, each of several short ones or a long one.
+      shots: of all tasks of lm-eval but those that say 0; None is what they say, or none.
+      batch_size: rows of questions that are put at once, each of several short ones or a long one;
+        at least one for each device that cuts a batch.
       dtype: "float32" or "bfloat16", of matrices and activations.
       save_seconds: between two times that answers are written.
 
     Returns:
       by task its score, the level of chance, and how many questions were put, how and which.
     """
-    check_one_of("benchmark.suite", suite, SUITES)
-    check_one_of("benchmark.dtype", dtype, DTYPES)
-    check_number("benchmark.batch_size", batch_size, 1)
-    check_number("benchmark.questions", questions, 1)
-    check_number("benchmark.shots", shots, 0)
+    check_sizes(batch_size, dtype)
     ours, theirs = chosen_of(folder, suite, tasks, questions, task_files, shots)
     opened = open_checkpoint(checkpoint)
     program = build(opened.shape, hardware, Marks(0, 0), dtype)
+    if theirs:
+        theirs.check(opened.about["sequence_length"])
     questions_put = list(put(opened, absolute(folder), ours, questions))
     facts = {
         "checkpoint": opened.about["identity"],

@@ -14,6 +14,7 @@ from pangu_tiny.benchmark.scorer import Shared, rows_of, score
 from pangu_tiny.checkpoints.read import Checkpoint
 from pangu_tiny.errors import Diverged
 from pangu_tiny.evaluation.continuation import Asked, Drawing
+from pangu_tiny.evaluation.decoding import shards
 from pangu_tiny.evaluation.sampling import GREEDY, Sampling
 from pangu_tiny.model.cached import by_layer
 from pangu_tiny.program.build import Program
@@ -73,7 +74,7 @@ class Examined:
 
         batches: list[Batch] = []
         for alike in rows_of([one.given.positions for one in asked]):
-            size = min(self._batch_size, len(alike))
+            size = min(max(self._batch_size, shards()), len(alike))
             # The last is filled up, so that it needs no program of its own.
             alike += [[]] * (-len(alike) % size)
             rows = [[asked[place] for place in row] for row in alike]
@@ -90,7 +91,7 @@ class Examined:
     ) -> Mapping[str, Answer]:
         """Answers with what the model writes."""
         numbers = {one.key: number for number, one in enumerate(asked)}
-        size = min(self._batch_size, len(asked))
+        size = min(max(self._batch_size, shards()), len(asked))
 
         def answer(batch: Batch) -> Sequence[Answer]:
             drawing = Drawing(self.opened, self._program, self._params, sampling, 0, tokens, stop)

@@ -47,6 +47,23 @@ def put(
                         yield model.open(key, part, question)
 
 
+def encodable(what: str, text: str) -> str:
+    """A text that is one; there are strings that cannot be written as UTF-8."""
+    with failing_as(f"benchmark.folder: {what} is not text", UnicodeEncodeError):
+        text.encode()
+    return text
+
+
+def known(opened: Checkpoint, what: str, ids: list[int]) -> list[int]:
+    """Ids that the model has."""
+    if (largest := max(ids, default=0)) >= opened.shape.vocab_size:
+        raise UserError(
+            f"checkpoint {opened.path} has {opened.shape.vocab_size:,} ids, but its tokenizer makes"
+            f" id {largest:,} of {what}: it is another model's"
+        )
+    return ids
+
+
 class _Model:
     """What of a model decides how it is asked."""
 
@@ -76,15 +93,8 @@ class _Model:
         return self._cut(key, part, question, ids, self._longest - tokens, tokens)
 
     def _ids(self, key: str, text: str) -> np.ndarray:
-        with failing_as(f"benchmark.folder: question {key} is not text", UnicodeEncodeError):
-            text.encode()
-        ids = np.asarray(self._begin + self._tokenizer.encode(text), np.int32)
-        if (largest := ids.max(initial=0)) >= self._opened.shape.vocab_size:
-            raise UserError(
-                f"checkpoint {self._opened.path} has {self._opened.shape.vocab_size:,} ids, but its"
-                f" tokenizer makes id {largest:,} of question {key}: it is another model's"
-            )
-        return ids
+        ids = self._begin + self._tokenizer.encode(encodable(f"question {key}", text))
+        return np.asarray(known(self._opened, f"question {key}", ids), np.int32)
 
     def _cut(
         self,

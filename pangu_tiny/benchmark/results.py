@@ -146,13 +146,16 @@ def beside_paper(models: Mapping[str, dict[str, Any]]) -> str:
     return section("Benchmarks, beside the paper's", table(rows, head), paragraph(_PAPER))
 
 
+_TOLD = ("shots", "questions", "version")
+
+
 def by_lm_eval(tasks: Mapping[str, dict[str, Any]]) -> str:
     """A section: what lm-eval told of tasks by name."""
     rows = [
-        (name, _metrics(task), task["shots"], task["questions"], task["version"])
+        (name, _metrics(task), *("" if task[of] is None else task[of] for of in _TOLD))
         for name, task in tasks.items()
     ]
-    head = ("task", "metrics ± standard error", "shots", "questions", "version")
+    head = ("task", "metrics ± standard error", *_TOLD)
     return section("By lm-evaluation-harness", table(rows, head))
 
 

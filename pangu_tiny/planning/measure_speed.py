@@ -7,6 +7,7 @@ that it writes holds
     report.html     the table; written last
 """
 
+import dataclasses
 import json
 import os
 import statistics
@@ -15,7 +16,7 @@ from typing import Any
 import jax
 
 from pangu_tiny import config
-from pangu_tiny.errors import UserError, check_number, check_one_of, failing_as
+from pangu_tiny.errors import UserError, check_number, check_one_of
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.page import Report, paragraph, section, table
 from pangu_tiny.planning.timed import PROGRAMS, Sizes, Speed, measured, ready
@@ -74,12 +75,12 @@ def measure_speed(
     """
     _check(batch_size, prompt_tokens, new_tokens, sequence_length, rounds, programs)
     shapes = _shapes(model, models)
+    hardware = dataclasses.replace(hardware, compilation_cache=None)  # compiling is measured too
     sizes = Sizes(batch_size, prompt_tokens, new_tokens, sequence_length)
     bound = {name: _settings(shape, hardware, dtype) for name, shape in shapes.items()}
     check_one_of("measure_speed.dtype", next(iter(bound.values()))["dtype"], DTYPES)
     facts = {
         "models": {name: vars(shape) for name, shape in shapes.items()},
-        "programs": {name: name for name in programs},
         "sizes": sizes._asdict(),
         "train": {name: _train_facts(one) for name, one in bound.items()},
         "hardware": vars(hardware),
@@ -132,8 +133,8 @@ def _shapes(model: ModelShape | None, models: list[str] | None) -> dict[str, Mod
         )
     if models is None:
         return {f"{model.depth} × {model.width:,}": model}
-    if not models:
-        raise UserError("measure_speed.models is empty, expected gin files of shapes")
+    if not models or len({*models}) < len(models):
+        raise UserError(f"measure_speed.models is {models}, expected different gin files of shapes")
     return {file: config.build(ModelShape, file) for file in models}
 
 
@@ -152,13 +153,22 @@ def _train_facts(bound: dict[str, Any]) -> dict[str, Any]:
     return {name: bound[name] for name in names} | {"optimizer": vars(bound["optimizer"])}
 
 
+_AT_ONCE = "Hardware.per_device_batch"
+
+
 def _measure(
     key: str, program: str, shape: ModelShape, bound: dict[str, Any], sizes: Sizes, rounds: int
 ) -> Speed:
     with Progress(key, rounds + 1, "run", shown=first()) as progress:
-        wrong = f"{key} does not fit on the devices; fewer sequences at once may"
-        with failing_as(wrong, jax.errors.JaxRuntimeError):
+        try:
             return measured(ready(program, shape, bound, sizes), rounds, lambda: progress.update(1))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            taken = "measure_speed.batch_size" if program in ("decode", "prefill") else _AT_ONCE
+            raise UserError(
+                f"{key} does not fit on the devices, expected a smaller {taken}"
+            ) from error
 
 
 def _devices() -> str:
@@ -184,7 +194,9 @@ def _told(speed: Speed, program: str, name: str, shape: ModelShape) -> dict[str,
         "compile_seconds": speed.compile_seconds,
         "bytes": speed.bytes,
         "seconds": speed.seconds,
+        "sequences": speed.sequences,
         "tokens": speed.tokens,
+        "flops": speed.flops,
     }
 
 
@@ -193,11 +205,12 @@ _HEAD = (
     "depth × width",
     "parameters",
     "program",
+    "sequences",
     "tokens/s",
     "slowest to fastest run",
     "MFU",
     "compiled in",
-    "memory of a device",
+    "memory of a device, by the compiler",
 )
 
 
@@ -214,6 +227,7 @@ def _report(found: dict[str, Any]) -> Report:
                 f"{one['depth']} × {one['width']:,}",
                 f"{one['parameters'] / 1e6:,.1f}M",
                 one["program"],
+                f"{one['sequences']:,}",
                 speed,
                 spread,
                 mfu,

@@ -50,12 +50,13 @@ class Timed(NamedTuple):
 
     Attributes:
       run: once, until its result is there.
-      tokens, flops: of one run, over all devices; flops as MFU counts them.
+      sequences, tokens, flops: of one run, over all devices; flops as MFU counts them.
       compile_seconds: None where the first run tells.
       bytes: that one device needs for arguments, results and what lies between.
     """
 
     run: Callable[[], object]
+    sequences: int
     tokens: int
     flops: int
     compile_seconds: float | None
@@ -66,6 +67,7 @@ class Speed(NamedTuple):
     """Seconds of every run after the first, and what else was found."""
 
     seconds: list[float]
+    sequences: int
     tokens: int
     flops: int
     compile_seconds: float
@@ -94,7 +96,7 @@ def measured(timed: Timed, rounds: int, after_run: Callable[[], None]) -> Speed:
     compiled = timed.compile_seconds
     if compiled is None:
         compiled = max(first - statistics.median(seconds), 0.0)
-    return Speed(seconds, timed.tokens, timed.flops, compiled, timed.bytes)
+    return Speed(seconds, *timed[1:4], compiled, timed.bytes)
 
 
 def ready(name: str, shape: ModelShape, bound: dict[str, Any], sizes: Sizes) -> Timed:
@@ -128,7 +130,7 @@ def _train(program: Program, bound: dict[str, Any], sizes: Sizes) -> Timed:
 
     tokens = batch * sizes.length
     flops = tokens * program.shape.flops_per_token(sizes.length)
-    return Timed(run, tokens, flops, seconds, needed)
+    return Timed(run, batch, tokens, flops, seconds, needed)
 
 
 def _score(program: Program, bound: dict[str, Any], sizes: Sizes) -> Timed:
@@ -143,20 +145,27 @@ def _score(program: Program, bound: dict[str, Any], sizes: Sizes) -> Timed:
 
     tokens = layout.rows * sizes.length
     flops = tokens * program.shape.flops_per_token(sizes.length) // 3
-    return Timed(run, tokens, flops, seconds, needed)
+    return Timed(run, layout.rows, tokens, flops, seconds, needed)
 
 
 def _decode(program: Program, bound: dict[str, Any], sizes: Sizes) -> Timed:
-    return _continued(program, sizes.batch, sizes.prompt, sizes.new, 1)
+    batch, prompt, new = sizes.batch, sizes.prompt, sizes.new
+    flops = batch * new * program.shape.flops_per_token(prompt + new) // 3
+    return _continued(program, batch, prompt, new, 1)._replace(tokens=batch * new, flops=flops)
 
 
 def _prefill(program: Program, bound: dict[str, Any], sizes: Sizes) -> Timed:
-    return _continued(program, sizes.batch, sizes.length, 1, min(PIECE, sizes.length))
+    """The head is applied to the last position alone."""
+    batch, length, shape = sizes.batch, sizes.length, program.shape
+    head = 2 * shape.vocab_size * shape.width * batch * (length - 1)
+    flops = batch * length * shape.flops_per_token(length) // 3 - head
+    timed = _continued(program, batch, length, 1, min(PIECE, length))
+    return timed._replace(tokens=batch * length, flops=flops)
 
 
 def _continued(program: Program, batch: int, prompt: int, new: int, at_once: int) -> Timed:
-    """The likeliest tokens that follow prompts; the need is that of the program that takes so many
-    positions at once."""
+    """The likeliest tokens that follow prompts, not yet counted; the need is that of the program
+    that takes so many positions at once."""
     decoder, mesh = program.objective.decoder, program.mesh
     filled = -(-batch // batch_shards(mesh)) * batch_shards(mesh)
     params, ids_bt, *others = step_shapes(decoder, mesh, filled, prompt + new + _STRETCH)
@@ -171,9 +180,7 @@ def _continued(program: Program, batch: int, prompt: int, new: int, at_once: int
             for _ in continuations(decoder, layers, prompts, new, stretch=min(_STRETCH, new)):
                 pass
 
-    tokens = batch * (new if new > 1 else prompt)
-    flops = tokens * program.shape.flops_per_token(prompt + new) // 3
-    return Timed(run, tokens, flops, None, needed)
+    return Timed(run, batch, 0, 0, None, needed)
 
 
 PROGRAMS: dict[str, Callable[[Program, dict[str, Any], Sizes], Timed]] = {

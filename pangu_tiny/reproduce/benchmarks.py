@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from pangu_tiny.benchmark.benchmark import benchmark, chosen_of
+from pangu_tiny.benchmark.benchmark import benchmark, check_sizes, chosen_of
 from pangu_tiny.benchmark.paper_tasks import TASKS
 from pangu_tiny.reproduce.agenda import Step
 from pangu_tiny.reproduce.ladder import Ladder, Trial
@@ -16,6 +16,7 @@ def check_benchmarks(folder: str) -> None:
     """Reads all that will be asked, so that a mistake is told before anything is trained."""
     bound = settings(benchmark, checkpoint="", folder=folder, workdir="")
     names = ("folder", "suite", "tasks", "questions", "task_files", "shots")
+    check_sizes(bound["batch_size"], bound["dtype"])
     ours, _ = chosen_of(**{name: bound[name] for name in names})
     for name in ours:
         for part in TASKS[name].parts:

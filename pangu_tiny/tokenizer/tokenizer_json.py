@@ -32,11 +32,12 @@ class TokenizerJson:
         """The text of an id; None where there is no such id."""
         return self._tokenizer.id_to_token(token_id)
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, without marks, unless these are spelt out in it."""
+    def encode(self, text: str, marks: bool = False) -> list[int]:
+        """The ids of a text, with the marks that its own rules add, or without, unless these are
+        spelt out in it."""
         refused = f"tokenizer {self.name} cannot encode {text!r}"
         with failing_as(refused, library="tokenizers"):
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
+            return self._tokenizer.encode(text, add_special_tokens=marks).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some ids; marks have none."""

@@ -69,6 +69,16 @@ TASK_FILES = {
         generation_kwargs: {until: [".", "\\n\\n"], max_gen_toks: 48, do_sample: false}
         metric_list: [{metric: exact_match}]
     """,
+    "alike": """
+        task: local_alike
+        dataset_path: json
+        dataset_kwargs: {data_files: {test: texts.jsonl}}
+        output_type: loglikelihood
+        test_split: test
+        doc_to_text: "Sentence:"
+        doc_to_target: " {{text[:300]}}"
+        metric_list: [{metric: acc}]
+    """,
 }
 NAMES = [f"lm-eval:local_{name}" for name in TASK_FILES]
 
@@ -214,7 +224,12 @@ def test_a_copy_of_a_repository_is_read_below_the_folder(local, stories, tmp_pat
     [
         ("arc_esy", "'?lm-eval:arc_esy'? is unknown, expected lm-eval:arc_easy or"),
         ("hellaswag", "lm-eval:hellaswag could not be read: .*Rowan/hellaswag.* looked for in"),
-        ("local_long", "one writes 600 tokens, but the model was trained on sequences of 512"),
+        ("local_label", "a row of lm-eval:local_label cannot be asked: 'E' is not in list"),
+        ("local_beams", "lm-eval:local_beams sets num_beams, which generation does not know"),
+        (
+            "local_long",
+            "lm-eval:local_long writes 600 tokens, but the model was trained on sequences of 512",
+        ),
         ("local_lacking", "lm-eval:local_lacking could not be read: 'nothing' is undefined"),
     ],
 )
@@ -222,10 +237,31 @@ def test_mistakes_are_one_line(local, stories, tmp_path, task, said):
     written = (local / "written.yaml").read_text()
     long = written.replace("max_gen_toks: 48", "max_gen_toks: 600")
     lacking = written.replace("text[:200]", "nothing")
-    for name, text in (("local_long", long), ("local_lacking", lacking)):
-        (tmp_path / f"{name}.yaml").write_text(text.replace("local_written", name))
+    beams = written.replace("max_gen_toks: 48", "max_gen_toks: 48, num_beams: 4")
+    label = (local / "letters.yaml").read_text().replace("num_fewshot: 5", "num_fewshot: 0")
+    label = label.replace("letters.jsonl", str(tmp_path / "label.jsonl"))
+    row = dict.fromkeys(("question", *"ABCD"), "?") | {"answer": "A"}
+    rows = [row, row | {"answer": "E"}]  # the first is tried when the task is read
+    (tmp_path / "label.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    texts = {"long": long, "lacking": lacking, "beams": beams, "label": label}
+    for name, text in texts.items():
+        named = text.replace("local_written", f"local_{name}").replace(
+            "local_letters", "local_label"
+        )
+        (tmp_path / f"{name}.yaml").write_text(named)
     with pytest.raises(UserError, match=said):
         run(local, stories, tmp_path / "out", tasks=[f"lm-eval:{task}"], task_files=str(tmp_path))
+
+
+@pytest.mark.parity
+def test_no_row_is_longer_than_the_longest_text(local, stories, tmp_path, monkeypatch):
+    """Ten documents that have one context are not one question of ten choices."""
+    from pangu_tiny.benchmark import examined
+
+    lengths, whole = [], examined.rows_of
+    monkeypatch.setattr(examined, "rows_of", lambda sizes: lengths.extend(sizes) or whole(sizes))
+    run(local, stories, tmp_path / "out", tasks=["lm-eval:local_alike"])
+    assert len(lengths) > 1 and max(lengths) <= 512
 
 
 def test_without_lm_eval_it_is_said_what_to_install(stories, tmp_path, monkeypatch):

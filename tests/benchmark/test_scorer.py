@@ -1,5 +1,7 @@
 """The scorer against all logits of every text on its own."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,7 +87,8 @@ def test_equal_choices_score_the_same():
         assert one.nats_k[0] == one.nats_k[2] == one.nats_k[3] != one.nats_k[1]
 
 
-def test_what_follows_a_context_is_scored_alone():
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)], ids=str)
+def test_what_follows_a_context_is_scored_alone(sizes):
     """Within what is shared, at the seam, or after it; a context that is counted, or a choice that
     is told to be the likeliest by its last id alone, would differ."""
     context = [5, 6, 7]
@@ -98,7 +101,10 @@ def test_what_follows_a_context_is_scored_alone():
         ([[3, 4], [3, 5]], 1),
     ]
     shared = [Shared.of(choices, start) for choices, start in asked]
-    found = score(Decoder(TINY), by_layer(random_params(TINY)), [shared[:3], shared[3:]], 64)
+    mesh = make_mesh(*sizes, jax.devices()[: math.prod(sizes)])
+    with jax.set_mesh(mesh):
+        laid = jax.device_put(random_params(TINY), param_shardings(TINY, mesh))
+        found = score(Decoder(TINY), by_layer(laid), [shared[:3], shared[3:]], 64)
     told = set()
     for one, (choices, start) in zip(found, asked, strict=True):
         for nats, likeliest, ids in zip(*one, choices, strict=True):

@@ -64,24 +64,31 @@ def test_what_is_measured_is_not_measured_again(found, monkeypatch, capsys):
 def test_the_first_run_is_no_figure_of_speed():
     """It compiles; and the median is of the others."""
     runs = []
-    timed = Timed(lambda: runs.append(0), 8, 80, 1.5, 7)
+    timed = Timed(lambda: runs.append(0), 2, 8, 80, 1.5, 7)
     shown = []
     found = measured(timed, 3, lambda: shown.append(0))
     assert len(runs) == len(shown) == 4 and len(found.seconds) == 3
     assert (found.compile_seconds, found.bytes) == (1.5, 7)
-    speed = Speed([1.0, 2.0, 4.0], 8, 80, 0.0, 0)
+    speed = Speed([1.0, 2.0, 4.0], 2, 8, 80, 0.0, 0)
     assert speed.tokens_per_second == 4 and speed.spread == (2, 8)
 
 
-def test_mfu_counts_a_forward_pass_as_a_third(monkeypatch):
-    """In 2 s, a hundredth of a device that does 4,000 operations a second."""
+def test_mfu_is_of_what_is_computed(found, monkeypatch):
+    """A forward pass is a third of both; of what is read up to the first token that follows, the
+    head is applied to the last position alone."""
+    flops = {one["program"]: one["flops"] for one in found[1]["speeds"].values()}
+    of_row = TINY.flops_per_token(24)
+    assert flops["train"] == 16 * 24 * of_row
+    assert flops["score"] == 4 * jax.device_count() * 24 * of_row // 3
+    assert flops["prefill"] == 72 * of_row // 3 - 2 * TINY.vocab_size * TINY.width * 3 * 23
+    assert flops["decode"] == 15 * TINY.flops_per_token(7) // 3
     monkeypatch.setattr(stage, "peak_flops", lambda: 4000.0)
-    told = stage._told(Speed([2.0, 2.0], 8, 80, 0.0, 0), "score", "tiny", TINY)
+    told = stage._told(Speed([2.0, 2.0], 1, 8, 80, 0.0, 0), "score", "tiny", TINY)
     assert told["mfu"] == pytest.approx(0.01)
 
 
 def test_several_shapes_come_from_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "ready", lambda *_: Timed(lambda: None, 1, 1, None, 1))
+    monkeypatch.setattr(stage, "ready", lambda *_: Timed(lambda: None, 1, 1, 1, None, 1))
     files = []
     for depth in (1, 2):
         shape = dataclasses.replace(TINY, depth=depth)
@@ -101,7 +108,8 @@ def test_several_shapes_come_from_files(tmp_path, monkeypatch):
         ({"programs": ["train", "train"]}, "expected some, each of them once"),
         ({"models": ["models/tiny_test.gin"]}, "model or measure_speed.models is to be given, and"),
         ({"model": None}, "expected bindings of ModelShape, or a list of gin files"),
-        ({"model": None, "models": []}, "measure_speed.models is empty"),
+        ({"model": None, "models": []}, r"measure_speed.models is \[\], expected different gin"),
+        ({"model": None, "models": ["a", "a"]}, "expected different gin files of shapes"),
         ({"batch_size": 0}, "measure_speed.batch_size is 0"),
         ({"rounds": 0}, "measure_speed.rounds is 0"),
         ({"dtype": "float16"}, "measure_speed.dtype is 'float16', expected one of float32"),
