@@ -143,7 +143,7 @@ def test_every_request_is_answered_alike(kind, local, real_data, tmp_path, monke
         checkpoint = import_hf(str(real_data / "checkpoints" / kind), str(tmp_path / "run"))
     else:
         tokenizer = Tokenizer.open(real_data / "tokenizers" / "mistral_v1_32000.model")
-        shape = ModelShape(8, 256, 4, 688, 32000, tied=True)
+        shape = ModelShape(8, 320, 5, 864, 32000, tied=True)
         params = random_params(shape)
         checkpoint = write_checkpoint(tmp_path / "run", shape, params, tokenizer, 1024)
     exported = export_hf(str(checkpoint), str(tmp_path / "hf"))
