@@ -58,20 +58,19 @@ class HarnessModel(TemplateLM):
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
         """By the rules of a whole vocabulary's own tokenizer, else behind the begin mark."""
-        begin, encodable_string = self._opened.about["begin_id"], encodable("a text", string)
-        marked = add_special_tokens is not False
+        text, marked = encodable("a text", string), add_special_tokens is not False
         if isinstance(self._tokenizer, TokenizerJson):
-            ids = self._tokenizer.encode(encodable_string, marks=marked)
+            ids = self._tokenizer.encode(text, marks=marked)
         else:
-            ids = [begin] * (marked and begin is not None) + self._tokenizer.encode(string)
-        return known(self._opened, f"{string:.40}", ids)
+            begin = self._opened.about["begin_id"]
+            ids = [begin] * (marked and begin is not None) + self._tokenizer.encode(text)
+        return known(self._opened, f"{text:.40}", ids)
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = True
     ) -> list[tuple[float, bool]]:
-        for context, continuation in (request.args for request in requests):
-            if not self.tok_encode(context.strip() + continuation, add_special_tokens=False):
-                raise UserError("benchmark.tasks: one asks how likely an empty text is")
+        if any(not "".join(request.args) for request in requests):
+            raise UserError("benchmark.tasks: one asks how likely an empty text is")
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(
