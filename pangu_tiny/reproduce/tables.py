@@ -53,6 +53,18 @@ TABLES = {
         "the rate, whose correlation with the score is about 0 in P1",
         tuple(f"ModelShape.{name}" for name in _SHAPE[1:]),
     ),
+    "heads": Table(
+        "Number of heads",
+        {f"heads_{heads}": None for heads in (14, 7, 28, 56)},
+        "P1 has 14 at a width of 1,792; its scores were not found",
+        ("ModelShape.heads",),
+    ),
+    "weight_decay": Table(
+        "Weight decay",
+        {f"decay_{decay}": None for decay in ("0_1", "0", "0_01", "0_3")},
+        "P1 has 0.1; its scores were not found",
+        ("Optimizer.weight_decay",),
+    ),
     "modules": Table(
         "The modules of PanGu-π",
         {

@@ -70,7 +70,13 @@ def test_a_row_differs_in_what_its_table_says(name, row):
         assert shape.series_terms == own["ModelShape.series_terms"]
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.pods] if place else [])
+        for place, name in enumerate(TABLES)
+    ],
+)
 def test_two_rows_of_a_table_run(name, text, tmp_path, monkeypatch, capsys):
     table = TABLES[name]
     two = dict(list(table.rows.items())[-2:])
