@@ -44,7 +44,7 @@ def measure_speed(
     hardware: Hardware,
     model: ModelShape | None = None,
     models: list[str] | None = None,
-    programs: list[str] = ["decode", "prefill", "train"],  # noqa: B006 (read only)
+    programs: list[str] | None = None,
     batch_size: int = 20,
     prompt_tokens: int = 2,
     new_tokens: int = 510,
@@ -63,7 +63,8 @@ def measure_speed(
       model: the shape to measure.
       models: gin files of shapes, measured one after the other, instead.
       programs: of "decode" (what follows prompts), "prefill" (prompts, read up to the first token
-        that follows), "score" (a step of score-batches), "train" (a step of train).
+        that follows), "score" (a step of score-batches), "train" (a step of train); None is all
+        but "score".
       batch_size: sequences that are continued or read at once.
       prompt_tokens, new_tokens: of what is decoded; 20 × (2 + 510) is the paper's protocol.
       sequence_length: of prompts that are read, and of rows; 2,048 in the paper.
@@ -73,6 +74,7 @@ def measure_speed(
     Returns:
       what speed.json holds.
     """
+    programs = ["decode", "prefill", "train"] if programs is None else programs
     _check(batch_size, prompt_tokens, new_tokens, sequence_length, rounds, programs)
     shapes = _shapes(model, models)
     hardware = dataclasses.replace(hardware, compilation_cache=None)  # compiling is measured too
