@@ -134,11 +134,15 @@ def build(target: type[T], *gin_files: str) -> T:
 
 
 def bindings_of(stages: Iterable[Callable[..., Any]], *gin_files: str) -> dict[str, Any]:
-    """What some files bind without a scope, by `stage.parameter`; what was read before is not
-    forgotten."""
+    """What some files bind without a scope, by `stage.parameter`, but for what is REQUIRED; what
+    was read before is not forgotten."""
     with _restored():
         read(stages, gin_files, [])
-        return {name: _resolve(bound.value, bound.origin) for name, bound in _bindings.items()}
+        return {
+            name: _resolve(bound.value, bound.origin)
+            for name, bound in _bindings.items()
+            if bound.value != _REQUIRED
+        }
 
 
 def origin_of(binding: str) -> str | None:

@@ -43,6 +43,7 @@ def reproduce(
     max_epochs: float = 4.0,
     benchmarks: str | None = None,
     table: str | None = None,
+    table_rows: list[str] | None = None,
 ) -> dict[str, Any]:
     """Makes the models of a recipe, and writes `report.html` and `report.json`.
 
@@ -78,12 +79,19 @@ def reproduce(
         seed ends with it, by what is bound for that stage.
       table: a table of the paper instead, its rows at the scale of an overlay such as
         paper/laptop.gin; see `gin/paper/README.md`.
+      table_rows: of that table, by their names; None are all.
     """
     if table is not None:
         asked = (dataset, teacher, rungs, protocols, rates, prompts, benchmarks)
         if any(one is not None for one in asked):
-            raise UserError("reproduce.table goes with text, seeds and max_epochs alone")
-        return run_table(workdir, table, text, seeds or [0], parameter_tolerance, max_epochs)
+            raise UserError(
+                "reproduce.table goes with table_rows, text, seeds and max_epochs alone"
+            )
+        return run_table(
+            workdir, table, table_rows, text, seeds or [0], parameter_tolerance, max_epochs
+        )
+    if table_rows is not None:
+        raise UserError("reproduce.table_rows are those of a table, expected reproduce.table")
     check_no_rows()
     rungs = ["rounds"] if rungs is None else rungs
     protocols = ["equal"] if protocols is None else protocols

@@ -1,7 +1,7 @@
 """Text in the two tokenizers of a recipe."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -29,6 +29,92 @@ class Rows(NamedTuple):
     compact: str
 
 
+class TextStages:
+    """The stages of a text, each in a folder of its own.
+
+    Attributes:
+      corpus: the text; the file that Python's library is written to, where none is given.
+
+    Args:
+      text: None is the library of this Python installation.
+    """
+
+    def __init__(self, folder: epath.Path, text: Text | None):
+        self._folder, self._library = folder, text is None
+        self.corpus: Any = os.fspath(folder / "corpus.jsonl") if text is None else text
+
+    def prepare(self, workdir: str, **tokenizer: Any) -> None:
+        run("", prepare_data, text=self.corpus, workdir=self._path(workdir), **tokenizer)
+
+    def library(self) -> list[Step]:
+        """What has to be written first."""
+        file = epath.Path(self.corpus) if self._library else None
+        return [Step("the library of Python", lambda: write_python_library(file))] if file else []
+
+    def big(
+        self, vocab_size: int | None, tokenizer: str | None = None, trained: int | None = None
+    ) -> list[Step]:
+        """Rows in the big tokenizer, `big_data`, and `counts` of them.
+
+        Args:
+          vocab_size, tokenizer: see `prepare_text`.
+          trained: pieces of one that is trained there; None are those of `prepare_data.vocab_size`.
+        """
+        own: dict[str, Any] = {"vocab_size": trained} if trained else {}
+        if tokenizer is not None:
+            own = {"tokenizer": tokenizer, "vocab_size": None}
+        bound = settings(prepare_data, text=self.corpus, workdir="", **own)
+        whole = None if tokenizer else bound["tokenizer"]
+        if whole:
+            own, vocab_size = {"vocab_size": None}, bound["vocab_size"] or vocab_size
+        steps = self.library()
+        if whole and vocab_size and Tokenizer.open(whole).vocab_size > vocab_size:
+            held_out = {"held_out_fraction": bound["held_out_fraction"]}
+            size = {"vocab_size": vocab_size, "coverage": None, "embedding_share": None}
+            source = {"text": self.corpus, "tokenizer": whole, **held_out, **self._key()}
+            steps += [
+                Step("count-tokens, whole tokenizer", lambda: self._count("whole_counts", source)),
+                Step(
+                    f"compress-tokenizer, to {vocab_size:,} pieces",
+                    lambda: self._cut("whole_counts", whole, "big_tokenizer", size),
+                ),
+            ]
+            own = {"tokenizer": self._path("big_tokenizer", "tokenizer.model"), "vocab_size": None}
+        counted = {"dataset": self._path("big_data")}
+        return [
+            *steps,
+            Step("prepare-data, big tokenizer", lambda: self.prepare("big_data", **own)),
+            Step("count-tokens", lambda: self._count("counts", counted)),
+        ]
+
+    def compact(self, tokenizer: str, data: str, **size: Any) -> list[Step]:
+        """Rows in a tokenizer that is cut out of the big one; folders of both."""
+        cut_from, file = self._path("big_data", "tokenizer.model"), f"{tokenizer}/tokenizer.model"
+        own = {"tokenizer": self._path(file), "vocab_size": None}
+        return [
+            Step(
+                f"compress-tokenizer, {tokenizer}",
+                lambda: self._cut("counts", cut_from, tokenizer, size),
+            ),
+            Step(f"prepare-data, {tokenizer}", lambda: self.prepare(data, **own)),
+        ]
+
+    def _path(self, *names: str) -> str:
+        return os.fspath(self._folder.joinpath(*names))
+
+    def _key(self) -> dict[str, str]:
+        return {"text_key": settings(prepare_data, text=self.corpus, workdir="")["text_key"]}
+
+    def _count(self, workdir: str, source: Mapping[str, Any]) -> None:
+        nothing = {"text": None, "tokenizer": None, "dataset": None}
+        run("", count_tokens, workdir=self._path(workdir), **{**nothing, **source})
+
+    def _cut(self, counts: str, tokenizer: str, workdir: str, size: Mapping[str, Any]) -> None:
+        places = {"counts": self._path(counts), "workdir": self._path(workdir)}
+        given = {"tokenizer": tokenizer, "text": self.corpus, **places, **size, **self._key()}
+        run("", compress_tokenizer, **given)
+
+
 def prepare_text(
     folder: epath.Path,
     text: Text | None,
@@ -36,7 +122,7 @@ def prepare_text(
     tokenizer: str | None,
     check: Callable[[Rows], None],
 ) -> tuple[list[Step], Rows]:
-    """The stages of text.
+    """The stages of text in the big and in the compact tokenizer.
 
     Args:
       text: None is the library of this Python installation.
@@ -46,53 +132,16 @@ def prepare_text(
         prepare-data, or is trained there.
       check: called with the rows as soon as they are there.
     """
-    corpus: Any = os.fspath(folder / "corpus.jsonl") if text is None else text
-    big, compact = os.fspath(folder / "big_data"), os.fspath(folder / "data")
-    own = {} if tokenizer is None else {"tokenizer": tokenizer, "vocab_size": None}
-    bound = settings(prepare_data, text=corpus, workdir=big, **own)
-    key = {"text_key": bound["text_key"]}
+    stages = TextStages(folder, text)
+    rows = Rows(os.fspath(folder / "big_data"), os.fspath(folder / "data"))
+    steps = stages.big(big_vocab, tokenizer) + stages.compact("tokenizer", "data")
+    last = steps.pop()
 
-    def count(workdir: str, **source: Any) -> None:
-        nothing = {"text": None, "tokenizer": None, "dataset": None}
-        run("", count_tokens, workdir=os.fspath(folder / workdir), **{**nothing, **source})
+    def checked() -> None:
+        last.run()
+        check(rows)
 
-    def cut(counts: str, tokenizer: str, workdir: str, **size: Any) -> None:
-        places = {"counts": os.fspath(folder / counts), "workdir": os.fspath(folder / workdir)}
-        run("", compress_tokenizer, tokenizer=tokenizer, text=corpus, **places, **size, **key)
-
-    def prepare(workdir: str, **tokenizer: Any) -> None:
-        run("", prepare_data, text=corpus, workdir=workdir, **tokenizer)
-
-    def prepare_compact() -> None:
-        prepare(compact, tokenizer=f"{folder / 'tokenizer'}/tokenizer.model", vocab_size=None)
-        check(Rows(big, compact))
-
-    steps: list[Step] = []
-    if text is None:
-        library = epath.Path(corpus)
-        steps.append(Step("the library of Python", lambda: write_python_library(library)))
-    whole = None if tokenizer else bound["tokenizer"]
-    if whole:
-        own, big_vocab = {"vocab_size": None}, bound["vocab_size"] or big_vocab
-    if whole and big_vocab and Tokenizer.open(whole).vocab_size > big_vocab:
-        held_out = {"held_out_fraction": bound["held_out_fraction"]}
-        size = {"vocab_size": big_vocab, "coverage": None, "embedding_share": None}
-        source = {"text": corpus, "tokenizer": whole, **held_out, **key}
-        steps += [
-            Step("count-tokens, whole tokenizer", lambda: count("whole_counts", **source)),
-            Step(
-                f"compress-tokenizer, to {big_vocab:,} pieces",
-                lambda: cut("whole_counts", whole, "big_tokenizer", **size),
-            ),
-        ]
-        own = {"tokenizer": f"{folder / 'big_tokenizer'}/tokenizer.model", "vocab_size": None}
-    steps += [
-        Step("prepare-data, big tokenizer", lambda: prepare(big, **own)),
-        Step("count-tokens", lambda: count("counts", dataset=big)),
-        Step("compress-tokenizer", lambda: cut("counts", f"{big}/tokenizer.model", "tokenizer")),
-        Step("prepare-data, compact tokenizer", prepare_compact),
-    ]
-    return steps, Rows(big, compact)
+    return [*steps, last._replace(title="prepare-data, compact tokenizer", run=checked)], rows
 
 
 def bytes_a_token(dataset: str) -> float:

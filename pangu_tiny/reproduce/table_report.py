@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
@@ -12,7 +13,9 @@ from pangu_tiny.reproduce.comparison import Correlation, Gain, Spread
 from pangu_tiny.reproduce.tables import Table
 from pangu_tiny.workdir import environment, write_atomically
 
-_HEAD = ("row", "depth × width", "parameters", "bits per byte", "gain over the first", "paper")
+_HEAD = ("row", "depth × width", "parameters")
+_TOKENS = "M tokens"
+_FOUND = ("bits per byte", "gain over the first", "paper")
 
 
 def write_table(folder: epath.Path, of: Table, told: dict[str, Any], seconds: float) -> str:
@@ -24,25 +27,38 @@ def write_table(folder: epath.Path, of: Table, told: dict[str, Any], seconds: fl
     run = {"seconds": seconds, **environment()}
     kept = {"results": told, "run": run}
     write_atomically(folder / "table.json", json.dumps(kept, indent=1, ensure_ascii=False))
-    cells, notes = [_cells(row) for row in told["rows"]], _notes(of, told)
-    lines = [_HEAD, ["---"] * len(_HEAD), *cells]
+    rows = told["rows"]
+    columns = list(dict.fromkeys(name for row in rows for name in _means(row)))
+    if len({row["tokens"] for row in rows}) > 1:
+        columns.insert(0, _TOKENS)
+    head = (*_HEAD, *columns, *_FOUND)
+    cells, notes = [_cells(row, columns) for row in rows], _notes(of, told)
+    lines = [head, ["---"] * len(head), *cells]
     markdown = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     write_atomically(folder / "table.md", f"{markdown}\n\n{' '.join(notes)}\n")
-    plot = vector(_plot(told["rows"]))
+    plot = vector(_plot(rows))
     write_atomically(folder / "table.svg", plot)
-    shown = section(of.title, *map(paragraph, notes), table(cells, _HEAD), plot)
+    shown = section(of.title, *map(paragraph, notes), table(cells, head), plot)
     write_atomically(folder / "report.html", page("A table of the paper", shown))
-    width = max(len(row["row"]) for row in told["rows"])
-    by_row = [f"  {cell[0]:<{width}}  {cell[3]}  {cell[4]}" for cell in cells]
+    width = max(len(row["row"]) for row in rows)
+    by_row = [f"  {cell[0]:<{width}}  {cell[-3]}  {cell[-2]}" for cell in cells]
     return "\n".join([f"{of.title}, held-out bits per byte", *by_row, *(f"  {n}" for n in notes)])
 
 
-def _cells(row: dict[str, Any]) -> Sequence[str]:
+def _means(row: dict[str, Any]) -> dict[str, Sequence[float]]:
+    """What else is told of a row, over seeds."""
+    by_seed = list(row["others"].values())
+    return {name: np.mean([one[name] for one in by_seed], axis=0) for name in by_seed[0]}
+
+
+def _cells(row: dict[str, Any], columns: Sequence[str]) -> Sequence[str]:
     shape = row["model"]
+    others = {_TOKENS: [row["tokens"] / 1e6], **_means(row)}
     return (
         row["row"],
         f"{shape['depth']} × {shape['width']:,}",
         f"{row['parameters'] / 1e6:,.3f}M",
+        *(", ".join(f"{mean:.4g}" for mean in others.get(name, ())) for name in columns),
         str(Spread(row["mean"], row["half_range"])),
         "" if row["gain"] is None else str(Gain(**row["gain"])),
         "" if row["paper"] is None else f"{row['paper']:g}",
@@ -51,8 +67,12 @@ def _cells(row: dict[str, Any]) -> Sequence[str]:
 
 def _notes(of: Table, told: dict[str, Any]) -> list[str]:
     seeds = ", ".join(map(str, told["rows"][0]["bits_per_byte"]))
+    tokens = [row["tokens"] / 1e6 for row in told["rows"]]
+    count = f"{min(tokens):,.2f}M" + (
+        f" to {max(tokens):,.2f}M" if max(tokens) > min(tokens) else ""
+    )
     notes = [
-        f"{told['tokens'] / 1e6:,.2f}M tokens a model; means and half of the ranges over seeds"
+        f"{count} tokens a model; means and half of the ranges over seeds"
         f" {seeds}; gains over the first row, seed by seed, with their 95 % interval.",
         f"Paper: {of.reports}.",
     ]

@@ -11,9 +11,11 @@ from pangu_tiny.errors import UserError
 from pangu_tiny.model.layout import check_divides
 from pangu_tiny.model.shape import ModelShape
 from pangu_tiny.reproduce.comparison import correlation_of
+from pangu_tiny.reproduce.plans import within_row
 from pangu_tiny.reproduce.reproduce import reproduce
-from pangu_tiny.reproduce.table import _training
 from pangu_tiny.reproduce.tables import SCOPES_AND_ROWS, TABLES, find_table
+from pangu_tiny.rounds.stages import settings
+from pangu_tiny.training.train import train
 
 SMALL = {
     "prepare_data.vocab_size": 310,
@@ -32,6 +34,24 @@ SMALL = {
     "reproduce.seeds": [1],
     "reproduce.parameter_tolerance": 0.9,
 }
+OWN = {
+    "batch_rate": {
+        f"batch_16m_r_{exponent}/train.{key}": value
+        for exponent in ("0_5", "1")
+        for key, value in (("steps", 2), ("global_batch", 8))
+    },
+    "grouped_queries": {f"{row}/train.steps": 2 for row in ("kv_8", "kv_4")},
+    "tokenizer_size": {
+        "vocab_72k/ModelShape.vocab_size": 300,
+        "vocab_100k/ModelShape.vocab_size": 310,
+    },
+    "inheritance": {"MaskTraining.steps": 2},
+}
+"""What is bound beside, of the two rows that are run."""
+TEACHER = {
+    "teacher/train.steps": 2,
+    "rank_teacher.calibration_batches": 2,
+}
 ROWS = [(name, row) for name, table in TABLES.items() for row in table.rows]
 
 
@@ -39,6 +59,11 @@ def argv(name, text, workdir, **changes):
     given = {**SMALL, "reproduce.table": name, "reproduce.text": text, "reproduce.workdir": workdir}
     flags = [f"--gin.{binding}={value}" for binding, value in (given | changes).items()]
     return ["reproduce", "--gin_file=paper/laptop.gin", *flags]
+
+
+def training(name, row):
+    with within_row(name, row):
+        return settings(train, dataset="", workdir="")
 
 
 def read(*files, **bindings):
@@ -54,20 +79,29 @@ def test_a_row_differs_in_what_its_table_says(name, row):
     files = [f"paper/{name}/{one}.gin" for one in rows]
     own, first = (config.bindings_of(map(find_stage, STAGES), file) for file in files)
     differs = {key for key in own.keys() | first.keys() if own.get(key) != first.get(key)}
-    assert differs <= set(TABLES[name].varies) <= own.keys()
+    assert differs <= set(TABLES[name].varies)
     slice_of_256 = types.SimpleNamespace(shape={"data": 16, "fsdp": 16, "tensor": 1})
     shape = {key.partition(".")[2]: value for key, value in own.items() if "ModelShape" in key}
     check_divides(ModelShape(**shape), slice_of_256)
-    read("paper/laptop.gin")
-    table = find_table(name)
-    laptop = _training(name, table, row)
-    assert laptop["steps"] == 400
-    shape = laptop["model"]
-    base = _training(name, table, next(iter(table.rows)))["model"]
-    if table.equal:
-        assert abs(shape.parameters / base.parameters - 1) < 0.02
-    if name == "modules":
-        assert shape.series_terms == own["ModelShape.series_terms"]
+    for overlay in ("laptop", "gpu"):
+        read(f"paper/{overlay}.gin")
+        table = find_table(name)
+        small, base = (training(name, one) for one in rows)
+        tokens, others = (one["steps"] * one["global_batch"] for one in (small, base))
+        assert tokens == pytest.approx(others, rel=0.01)
+        if table.equal:
+            assert small["model"].parameters == pytest.approx(base["model"].parameters, rel=0.02)
+        if name == "modules":
+            assert small["model"].series_terms == own["ModelShape.series_terms"]
+
+
+def test_the_files_of_a_table_are_its_rows():
+    for name, table in TABLES.items():
+        folder = config.shipped_files() / "paper" / name
+        files = {path.stem for path in folder.glob("*.gin")} - {"recipe", "speed"}
+        assert files == table.rows.keys()
+        own = [config.bindings_of(map(find_stage, STAGES), str(path)) for path in folder.glob("*")]
+        assert set(table.varies) <= {key for one in own for key in one}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +115,8 @@ def test_two_rows_of_a_table_run(name, text, tmp_path, monkeypatch, capsys):
     table = TABLES[name]
     two = dict(list(table.rows.items())[-2:])
     monkeypatch.setitem(TABLES, name, table._replace(rows=two))
-    assert cli.main(argv(name, text, tmp_path)) == 0
+    given = {**(TEACHER if table.plan == "inherit" else {}), **OWN.get(name, {})}
+    assert cli.main(argv(name, text, tmp_path, **given)) == 0
     found = json.loads((tmp_path / "table.json").read_text())["results"]
     assert [row["row"] for row in found["rows"]] == list(two)
     assert all(row["bits_per_byte"].keys() == {"1"} for row in found["rows"])
@@ -89,7 +124,8 @@ def test_two_rows_of_a_table_run(name, text, tmp_path, monkeypatch, capsys):
     assert (
         found["rows"][1]["gain"]["mean"] == pytest.approx(gain) and found["rows"][0]["gain"] is None
     )
-    assert found["tokens"] == 2 * 8 * 32
+    steps = [found["rows"][0]["tokens"] // (8 * 32), found["rows"][1]["tokens"] // (8 * 32)]
+    assert steps == {"rounds": [3, 3], "sampling_rate": [4, 4]}.get(name, [2, 2])
     page, markdown = ((tmp_path / file).read_text() for file in ("report.html", "table.md"))
     assert f"| {list(two)[1]} |" in markdown and table.reports in page
     assert (tmp_path / "table.svg").read_text() in page
@@ -116,7 +152,15 @@ def test_ranks_are_compared():
             {"train.init": "gpt2"},
             "--gin.train.init=gpt2: the rows of table initialisation differ in",
         ),
-        ({"reproduce.rungs": ["plain"]}, "reproduce.table goes with text, seeds and max_epochs"),
+        (
+            {"reproduce.table_rows": ["gpt2", "zero"]},
+            "reproduce.table_rows is 'zero', expected one of constant, gpt2, internevo",
+        ),
+        ({"reproduce.table_rows": ["gpt2"]}, "reproduce.table_rows is ['gpt2'], expected two"),
+        (
+            {"reproduce.rungs": ["plain"]},
+            "reproduce.table goes with table_rows",
+        ),
         ({"reproduce.seeds": [1, 1]}, "reproduce.seeds is [1, 1], expected different ones"),
         (
             {"reproduce.table": "expanding_rate", "reproduce.parameter_tolerance": 0.001},
