@@ -62,6 +62,7 @@ class Plan:
     Attributes:
       trainings: what is bound for `train`, by row.
       length: of the rows of the dataset.
+      notes: what is found of what the rows share, in sentences.
 
     Args:
       folder: of the table.
@@ -83,6 +84,7 @@ class Plan:
         self._stages = TextStages(folder, text)
         self.length = settings(prepare_data, text="", workdir="")["sequence_length"]
         self.trainings = {row: self._settings(row) for row in rows}
+        self.notes: list[str] = []
 
     def steps(self) -> list[Step]:
         """What comes before the models."""
@@ -206,7 +208,13 @@ class Inheritance(Plan):
             check_ended(run("", train, dataset=self._path("data"), workdir=place))
 
     def _evaluate_teacher(self, row: str) -> None:
-        self._evaluated(row, self._path("teacher"), self._path("teacher", "evaluation"))
+        place, shape = self._path("teacher", "evaluation"), self._teacher(row).shape
+        bits = self._evaluated(row, self._path("teacher"), place)
+        tokens = tokens_of(training_of("teacher"), self.length)
+        self.notes = [
+            f"Teacher: {shape.parameters / 1e6:,.1f}M parameters, {tokens / 1e6:,.2f}M tokens,"
+            f" {bits:.3f} bits per byte."
+        ]
 
     def _rank_layers(self, row: str) -> None:
         self._ranked("layers", method="l1", model=self._teacher(row).shape, choice=LayerChoice())

@@ -50,6 +50,7 @@ def run_table(
         "table": name,
         "rows": [_told(row, table.rows[row], plan, found) for row in table.rows],
         "correlation": _correlation(table, found),
+        "notes": plan.notes,
     }
     print(f"\n{write_table(folder, table, told, seconds)}")
     return told

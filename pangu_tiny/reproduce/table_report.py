@@ -74,6 +74,7 @@ def _notes(of: Table, told: dict[str, Any]) -> list[str]:
     notes = [
         f"{count} tokens a model; means and half of the ranges over seeds"
         f" {seeds}; gains over the first row, seed by seed, with their 95 % interval.",
+        *told["notes"],
         f"Paper: {of.reports}.",
     ]
     if told["correlation"]:
@@ -90,7 +91,10 @@ def _plot(rows: Sequence[dict[str, Any]]) -> Figure:
         axes.plot(place, row["mean"], "o", ms=5, color="C0")
         for bits in row["bits_per_byte"].values():
             axes.plot(place, bits, "_", ms=12, color="C0")
-    axes.set_xticks(range(len(rows)), [row["row"] for row in rows], rotation=20)
+    axes.set_xticks(range(len(rows)), [row["row"] for row in rows])
+    axes.tick_params(axis="x", labelrotation=20)
+    for label in axes.get_xticklabels():
+        label.set(ha="right", rotation_mode="anchor")
     axes.set(ylabel="held-out bits per byte")
     axes.grid(alpha=0.3, axis="y")
     return figure
