@@ -1,4 +1,4 @@
-"""Shipped recipes, made small."""
+"""Shipped recipes and tables, made small."""
 
 from pangu_tiny import config
 
@@ -41,6 +41,28 @@ LADDER = {
     "tokenizer/ModelShape.ffn_width": 32,
 }
 
+TABLE = {
+    "prepare_data.vocab_size": 310,
+    "prepare_data.sequence_length": 32,
+    "prepare_data.held_out_fraction": 0.1,
+    "prepare_data.text_key": "body",
+    "ModelShape.vocab_size": 310,
+    "train.steps": 2,
+    "train.global_batch": 8,
+    "train.evaluate_every": 2,
+    "Hardware.compilation_cache": "None",
+    "Hardware.attention": "reference",
+    "Hardware.unroll": 1,
+    "Hardware.fsdp": 1,  # widths are no multiples of as many devices
+    "Hardware.data": -1,
+    "reproduce.seeds": [1],
+    "reproduce.parameter_tolerance": 0.9,
+}
+TEACHER = {
+    "teacher/train.steps": 2,
+    "rank_teacher.calibration_batches": 2,
+}
+
 
 def argv(recipe, workdir, **changes):
     """The command, with other bindings by their names."""
@@ -56,3 +78,10 @@ def shipped(pattern):
     found = sorted(str(file.relative_to(root)) for file in root.glob(pattern))
     assert found, f"no file is {pattern}"
     return found
+
+
+def table_argv(name, text, workdir, **changes):
+    """The command, with other bindings by their names."""
+    given = {**TABLE, "reproduce.table": name, "reproduce.text": text, "reproduce.workdir": workdir}
+    flags = [f"--gin.{binding}={value}" for binding, value in (given | changes).items()]
+    return ["reproduce", "--gin_file=paper/laptop.gin", *flags]

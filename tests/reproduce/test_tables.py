@@ -4,6 +4,7 @@ import json
 import types
 
 import pytest
+from recipes import TEACHER, table_argv
 
 from pangu_tiny import cli, config
 from pangu_tiny.cli import STAGES, find_stage
@@ -17,23 +18,6 @@ from pangu_tiny.reproduce.tables import SCOPES_AND_ROWS, TABLES, find_table
 from pangu_tiny.rounds.stages import settings
 from pangu_tiny.training.train import train
 
-SMALL = {
-    "prepare_data.vocab_size": 310,
-    "prepare_data.sequence_length": 32,
-    "prepare_data.held_out_fraction": 0.1,
-    "prepare_data.text_key": "body",
-    "ModelShape.vocab_size": 310,
-    "train.steps": 2,
-    "train.global_batch": 8,
-    "train.evaluate_every": 2,
-    "Hardware.compilation_cache": "None",
-    "Hardware.attention": "reference",
-    "Hardware.unroll": 1,
-    "Hardware.fsdp": 1,  # widths are no multiples of as many devices
-    "Hardware.data": -1,
-    "reproduce.seeds": [1],
-    "reproduce.parameter_tolerance": 0.9,
-}
 OWN = {
     "batch_rate": {
         f"batch_16m_r_{exponent}/train.{key}": value
@@ -48,17 +32,7 @@ OWN = {
     "inheritance": {"MaskTraining.steps": 2},
 }
 """What is bound beside, of the two rows that are run."""
-TEACHER = {
-    "teacher/train.steps": 2,
-    "rank_teacher.calibration_batches": 2,
-}
 ROWS = [(name, row) for name, table in TABLES.items() for row in table.rows]
-
-
-def argv(name, text, workdir, **changes):
-    given = {**SMALL, "reproduce.table": name, "reproduce.text": text, "reproduce.workdir": workdir}
-    flags = [f"--gin.{binding}={value}" for binding, value in (given | changes).items()]
-    return ["reproduce", "--gin_file=paper/laptop.gin", *flags]
 
 
 def training(name, row):
@@ -116,7 +90,7 @@ def test_two_rows_of_a_table_run(name, text, tmp_path, monkeypatch, capsys):
     two = dict(list(table.rows.items())[-2:])
     monkeypatch.setitem(TABLES, name, table._replace(rows=two))
     given = {**(TEACHER if table.plan == "inherit" else {}), **OWN.get(name, {})}
-    assert cli.main(argv(name, text, tmp_path, **given)) == 0
+    assert cli.main(table_argv(name, text, tmp_path, **given)) == 0
     found = json.loads((tmp_path / "table.json").read_text())["results"]
     assert [row["row"] for row in found["rows"]] == list(two)
     assert all(row["bits_per_byte"].keys() == {"1"} for row in found["rows"])
@@ -170,7 +144,7 @@ def test_ranks_are_compared():
     ],
 )
 def test_mistakes_are_one_line(changes, said, text, tmp_path, capsys):
-    assert cli.main(argv("initialisation", text, tmp_path / "run", **changes)) == 2
+    assert cli.main(table_argv("initialisation", text, tmp_path / "run", **changes)) == 2
     assert said in capsys.readouterr().err
 
 
