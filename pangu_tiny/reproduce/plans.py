@@ -5,11 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epath
 
 from pangu_tiny import config
 from pangu_tiny.data.prepare_data import prepare_data
 from pangu_tiny.evaluation.evaluate import evaluate
+from pangu_tiny.inherit.cut_list import check_fits
 from pangu_tiny.inherit.importance import Importance, layer_scores
 from pangu_tiny.inherit.inherit import inherit
 from pangu_tiny.inherit.layers import LayerChoice
@@ -131,6 +133,12 @@ class Plan:
         for row, training in self.trainings.items():
             check_rows(f"row {row}", training, self._dataset(row), self._epochs)
 
+    def _train_shared(self, name: str) -> None:
+        """Trains what rows go on from, by what is bound now."""
+        dataset = self._path("data")
+        check_rows(name, settings(train, dataset="", workdir=""), dataset, self._epochs)
+        check_ended(run("", train, dataset=dataset, workdir=self._path(name)))
+
     def _trained(self, row: str, name: str, **start: str) -> float:
         place = self._path("models", name)
         trained = run("", train, dataset=self._dataset(row), workdir=place, **start)
@@ -183,9 +191,10 @@ class Inheritance(Plan):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        for row in self.trainings:
-            with self._within(row):
-                self._teacher(row)
+        for row, training in self.trainings.items():
+            with self._within(row):  # for its complaints, before anything is trained
+                layers = self._teacher(row).shape.depth
+                self._choice().choose(layers, training["model"].depth, np.zeros(layers))
 
     def steps(self) -> list[Step]:
         row = next(iter(self.trainings))
@@ -202,10 +211,7 @@ class Inheritance(Plan):
 
     def _teach(self) -> None:
         with config.within("teacher"):
-            training = settings(train, dataset="", workdir="")
-            check_rows("teacher", training, self._path("data"), self._epochs)
-            place = self._path("teacher")
-            check_ended(run("", train, dataset=self._path("data"), workdir=place))
+            self._train_shared("teacher")
 
     def _evaluate_teacher(self, row: str) -> None:
         place, shape = self._path("teacher", "evaluation"), self._teacher(row).shape
@@ -225,11 +231,14 @@ class Inheritance(Plan):
         run("", rank_teacher, workdir=place, layer_choice=choice, **places, **given)
         return place
 
+    def _choice(self) -> LayerChoice:
+        return settings(inherit, teacher="", workdir="")["layer_choice"]
+
     def _layers(self, row: str) -> list[int]:
-        choice = settings(inherit, teacher="", workdir="")["layer_choice"]
+        choice = self._choice()
         scores = layer_scores(Importance.open(self._path("layers")).arrays, choice)
-        shapes = self._teacher(row).shape, self.trainings[row]["model"]
-        return choice.choose(*(shape.depth for shape in shapes), scores)
+        depth = self.trainings[row]["model"].depth
+        return choice.choose(self._teacher(row).shape.depth, depth, scores)
 
     def _model(self, row: str, name: str) -> Found:
         if config.is_bound("train.checkpoint"):  # to None: from random parameters
@@ -251,15 +260,17 @@ class GroupedQueries(Plan):
     """Rows are a finished model, trained by what is bound for no row, whose key-value heads become
     the means of neighbours, trained a little further."""
 
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        for training in self.trainings.values():
+            check_fits(training_of("")["model"], training["model"], "merge")
+
     def steps(self) -> list[Step]:
         finished = flops_of(training_of(""), self.length)
-        return [*super().steps(), Step("train the finished model", self._finish, finished)]
-
-    def _finish(self) -> None:
-        training = settings(train, dataset="", workdir="")
-        check_rows("the finished model", training, self._path("data"), self._epochs)
-        place = self._path("finished")
-        check_ended(run("", train, dataset=self._path("data"), workdir=place))
+        return [
+            *super().steps(),
+            Step("train the finished model", lambda: self._train_shared("finished"), finished),
+        ]
 
     def _model(self, row: str, name: str) -> Found:
         cut = self._path("cuts", name)

@@ -135,6 +135,22 @@ def test_ranks_are_compared():
             {"reproduce.rungs": ["plain"]},
             "reproduce.table goes with table_rows",
         ),
+        (
+            {"reproduce.table": "grouped_queries", "kv_8/ModelShape.kv_heads": 3},
+            "ModelShape.heads 4 is not divisible by ModelShape.kv_heads 3",
+        ),
+        (
+            {"reproduce.table": "inheritance", "teacher/ModelShape.depth": 4},
+            "ModelShape.depth is 5, the teacher has only 4",
+        ),
+        (
+            {"reproduce.table": "layer_skipping", "LayerChoice.first": 4, "LayerChoice.last": 2},
+            "LayerChoice.first 4 and last 2 are more than the 5 layers",
+        ),
+        (
+            {"reproduce.table": "sampling_rate", "share_0_1/select_batches.rate": 1.5},
+            "select_batches.rate is 1.5",
+        ),
         ({"reproduce.seeds": [1, 1]}, "reproduce.seeds is [1, 1], expected different ones"),
         (
             {"reproduce.table": "expanding_rate", "reproduce.parameter_tolerance": 0.001},
