@@ -10,6 +10,7 @@ from etils import epath
 
 from pangu_tiny import config
 from pangu_tiny.data.prepare_data import prepare_data
+from pangu_tiny.errors import UserError
 from pangu_tiny.evaluation.evaluate import evaluate
 from pangu_tiny.inherit.cut_list import check_fits
 from pangu_tiny.inherit.importance import Importance, layer_scores
@@ -50,8 +51,8 @@ class Found(NamedTuple):
 def within_row(
     table: str, row: str, given: Mapping[str, Any] | None = None
 ) -> AbstractContextManager[None]:
-    """Inside, what the rows of a table differ in is bound as it is for this one: by the overlay,
-    with its name as scope, or else by its own file; and what is given."""
+    """Inside, what the rows of a table differ in has this one's value: the overlay's, bound with
+    the row's name, or else its file's. What is given wins over both."""
     own = config.bindings_of(_STAGES, f"paper/{table}/{row}.gin")
     scoped, varies = config.bound_with(row), TABLES[table].varies
     bound = {key: own[key] for key in varies if key in own and key not in scoped}
@@ -137,7 +138,8 @@ class Plan:
         """Trains what rows go on from, by what is bound now."""
         dataset = self._path("data")
         check_rows(name, settings(train, dataset="", workdir=""), dataset, self._epochs)
-        check_ended(run("", train, dataset=dataset, workdir=self._path(name)))
+        place = self._path(name)
+        check_ended(run("", train, dataset=dataset, workdir=place, round_index=None))
 
     def _trained(self, row: str, name: str, **start: str) -> float:
         place = self._path("models", name)
@@ -162,7 +164,7 @@ class Rounds(Plan):
         with self._within(row):
             rounds = settings(train_rounds, dataset="", workdir="")["rounds"]
             first = self.trainings[row]
-            later = later_steps(first) if rounds > 1 else 0
+            later = later_steps(first)
         return [first["steps"], *[later] * (rounds - 1)]
 
     def _model(self, row: str, name: str) -> Found:
@@ -191,6 +193,12 @@ class Inheritance(Plan):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
+        if not config.bound_with("teacher"):
+            raise UserError(
+                "there is no teacher, expected teacher/ModelShape.*: see paper/laptop.gin"
+            )
+        if origin := config.origin_of("train.checkpoint"):
+            raise UserError(f"{origin}: rows start from the teacher, expected no train.checkpoint")
         for row, training in self.trainings.items():
             with self._within(row):  # for its complaints, before anything is trained
                 layers = self._teacher(row).shape.depth
@@ -218,7 +226,7 @@ class Inheritance(Plan):
         bits = self._evaluated(row, self._path("teacher"), place)
         tokens = tokens_of(training_of("teacher"), self.length)
         self.notes = [
-            f"Teacher: {shape.parameters / 1e6:,.1f}M parameters, {tokens / 1e6:,.2f}M tokens,"
+            f"One teacher: {shape.parameters / 1e6:,.1f}M parameters, {tokens / 1e6:,.2f}M tokens,"
             f" {bits:.3f} bits per byte."
         ]
 
@@ -262,6 +270,10 @@ class GroupedQueries(Plan):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
+        tokens = tokens_of(training_of(""), self.length)
+        self.notes = [
+            f"One finished model, of {tokens / 1e6:,.2f}M tokens; seeds are of what comes after it."
+        ]
         for training in self.trainings.values():
             check_fits(training_of("")["model"], training["model"], "merge")
 
@@ -276,18 +288,22 @@ class GroupedQueries(Plan):
         cut = self._path("cuts", name)
         run("", inherit, teacher=self._path("finished"), workdir=cut, kv="merge")
         after = self._evaluated(row, cut, f"{cut}/evaluation")
-        return Found(self._trained(row, name, checkpoint=cut), {"before it": [after]})
+        return Found(self._trained(row, name, checkpoint=cut), {"after the conversion": [after]})
 
 
 class TokenizerSizes(Plan):
     """Rows are trained on one text, each in a tokenizer of its own that is cut out of the largest
-    row's."""
+    row's, be that made or not."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        shapes = [self._settings(row)["model"] for row in TABLES[self._name].rows]
+        self._largest = max(shape.vocab_size for shape in shapes)
 
     def steps(self) -> list[Step]:
-        largest = max(map(self._pieces, self.trainings))
-        steps = self._stages.big(largest, trained=largest)
+        steps = self._stages.big(self._largest, trained=self._largest)
         for row in self.trainings:
-            if self._pieces(row) < largest:
+            if self._pieces(row) < self._largest:
                 size = {"vocab_size": self._pieces(row), "coverage": None, "embedding_share": None}
                 steps += self._stages.compact(f"tokenizer_{row}", f"data_{row}", **size)
         return [*steps, Step("check rows", self._check_rows)]
@@ -296,8 +312,8 @@ class TokenizerSizes(Plan):
         return self.trainings[row]["model"].vocab_size
 
     def _dataset(self, row: str) -> str:
-        largest = max(map(self._pieces, self.trainings))
-        return self._path("big_data" if self._pieces(row) == largest else f"data_{row}")
+        whole = self._pieces(row) == self._largest
+        return self._path("big_data" if whole else f"data_{row}")
 
     def _model(self, row: str, name: str) -> Found:
         bits, shape = self._trained(row, name), self.trainings[row]["model"]

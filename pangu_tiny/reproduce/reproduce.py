@@ -81,15 +81,17 @@ def reproduce(
         paper/laptop.gin; see `gin/paper/README.md`.
       table_rows: of that table, by their names; None are all.
     """
+    check_scopes()
+    check_number("reproduce.max_epochs", max_epochs, above=0)
+    check_number("reproduce.parameter_tolerance", parameter_tolerance, 0, below=1)
     if table is not None:
         asked = (dataset, teacher, rungs, protocols, rates, prompts, benchmarks)
         if any(one is not None for one in asked):
             raise UserError(
                 "reproduce.table goes with table_rows, text, seeds and max_epochs alone"
             )
-        return run_table(
-            workdir, table, table_rows, text, seeds or [0], parameter_tolerance, max_epochs
-        )
+        seeds, tolerance = [0] if seeds is None else seeds, parameter_tolerance
+        return run_table(workdir, table, table_rows, text, seeds, tolerance, max_epochs)
     if table_rows is not None:
         raise UserError("reproduce.table_rows are those of a table, expected reproduce.table")
     check_no_rows()
@@ -97,9 +99,6 @@ def reproduce(
     protocols = ["equal"] if protocols is None else protocols
     seeds = [0] if seeds is None else seeds
     _check(rungs, protocols, seeds, rates or [], tuning_seed)
-    check_scopes()
-    check_number("reproduce.max_epochs", max_epochs, above=0)
-    check_number("reproduce.parameter_tolerance", parameter_tolerance, 0, below=1)
     check_sizes(rungs, parameter_tolerance)
     if benchmarks is not None:
         check_benchmarks(benchmarks)

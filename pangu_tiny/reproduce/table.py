@@ -31,7 +31,7 @@ def run_table(
         raise UserError("reproduce.table runs on one host, in one process")
     for seed in seeds:
         check_number("reproduce.seeds", seed, 0)
-    if len({*seeds}) < len(seeds):
+    if not seeds or len({*seeds}) < len(seeds):
         raise UserError(f"reproduce.seeds is {seeds}, expected different ones")
     folder = absolute(workdir)
     plan = PLANS[table.plan](folder, name, tuple(table.rows), text, max_epochs)

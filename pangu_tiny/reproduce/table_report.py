@@ -58,11 +58,15 @@ def _cells(row: dict[str, Any], columns: Sequence[str]) -> Sequence[str]:
         row["row"],
         f"{shape['depth']} × {shape['width']:,}",
         f"{row['parameters'] / 1e6:,.3f}M",
-        *(", ".join(f"{mean:.4g}" for mean in others.get(name, ())) for name in columns),
+        *(", ".join(map(_number, others.get(name, ()))) for name in columns),
         str(Spread(row["mean"], row["half_range"])),
         "" if row["gain"] is None else str(Gain(**row["gain"])),
         "" if row["paper"] is None else f"{row['paper']:g}",
     )
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if value < 10_000 else f"{value:,.0f}"
 
 
 def _notes(of: Table, told: dict[str, Any]) -> list[str]:

@@ -21,7 +21,8 @@ class Table(NamedTuple):
 
     Attributes:
       title: what it compares.
-      rows: by name what the paper reports, more of which is better; None where it was not found.
+      rows: by name what the paper reports, or what it correlates with its scores; more of it is
+        better; None where it was not found.
       reports: what these numbers are, or what is known instead.
       varies: what the rows differ in, or set for the whole table; it is read from their files.
       equal: whether their models have as many parameters.
@@ -131,7 +132,7 @@ TABLES = {
             },
         },
         "P1 recommends batches below 4M tokens and an exponent of 0.5; its scores were not found."
-        " Of its 6 batches and 4 exponents these are the rows that differ most",
+        " Neither were its 6 batches and 4 exponents: these are chosen as far apart",
         (
             *(f"Optimizer.{name}" for name in ("learning_rate", "rate_exponent")),
             *(f"train.{name}" for name in ("global_batch", "steps")),
@@ -169,7 +170,7 @@ TABLES = {
     "forgetting": Table(
         "What is forgotten, by 8 parts of the first round",
         {"shuffled": None, "in_order": None},
-        "the loss of early parts rises far above that at which they were trained",
+        "the loss of early parts rises well above that at which they were trained, second-hand",
         ("train.shuffle", "train_rounds.rounds"),
         plan="rounds",
     ),

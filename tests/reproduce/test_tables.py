@@ -65,6 +65,9 @@ def test_a_row_differs_in_what_its_table_says(name, row):
         assert tokens == pytest.approx(others, rel=0.01)
         if table.equal:
             assert small["model"].parameters == pytest.approx(base["model"].parameters, rel=0.02)
+        if name == "expanding_rate":
+            rate = small["model"].ffn_width / small["model"].width
+            assert rate == pytest.approx(table.rows[row], rel=0.001)
         if name == "modules":
             assert small["model"].series_terms == own["ModelShape.series_terms"]
 
@@ -151,6 +154,12 @@ def test_ranks_are_compared():
             {"reproduce.table": "sampling_rate", "share_0_1/select_batches.rate": 1.5},
             "select_batches.rate is 1.5",
         ),
+        (
+            {"reproduce.table": "layer_skipping", "train.checkpoint": "x"},
+            "--gin.train.checkpoint=x: rows start from the teacher",
+        ),
+        ({"reproduce.parameter_tolerance": -1}, "reproduce.parameter_tolerance is -1"),
+        ({"reproduce.seeds": []}, "reproduce.seeds is [], expected different ones"),
         ({"reproduce.seeds": [1, 1]}, "reproduce.seeds is [1, 1], expected different ones"),
         (
             {"reproduce.table": "expanding_rate", "reproduce.parameter_tolerance": 0.001},
