@@ -13,6 +13,7 @@ from pangu_tiny import config
 from pangu_tiny.errors import UserError, check_one_of
 from pangu_tiny.reproduce.rungs import SCOPES
 
+_OF_A_ROW = ("train", "ModelShape", "Optimizer", "Hardware")
 _SHAPE = ("depth", "width", "heads", "ffn_width")
 
 
@@ -203,6 +204,13 @@ def find_table(name: str, rows: Sequence[str] | None = None) -> Table:
                 f"reproduce.table_rows is {list(rows)}, expected two different ones or more"
             )
         table = table._replace(rows={row: table.rows[row] for row in table.rows if row in rows})
+    for row in table.rows:
+        for binding, origin in config.bound_with(row).items():
+            if binding not in table.varies and binding.partition(".")[0] not in _OF_A_ROW:
+                raise UserError(
+                    f"{origin}: all rows of table {name} share {binding}, expected it without"
+                    f" {row}/"
+                )
     for binding in table.varies:
         scoped = [row for row in table.rows if binding in config.bound_with(row)]
         if (origin := config.origin_of(binding)) and len(scoped) < len(table.rows):

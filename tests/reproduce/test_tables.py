@@ -158,6 +158,10 @@ def test_ranks_are_compared():
             {"reproduce.table": "layer_skipping", "train.checkpoint": "x"},
             "--gin.train.checkpoint=x: rows start from the teacher",
         ),
+        (
+            {"reproduce.table": "inheritance", "l1/MaskTraining.steps": 4},
+            "--gin.l1/MaskTraining.steps=4: all rows of table inheritance share MaskTraining.steps",
+        ),
         ({"reproduce.parameter_tolerance": -1}, "reproduce.parameter_tolerance is -1"),
         ({"reproduce.seeds": []}, "reproduce.seeds is [], expected different ones"),
         ({"reproduce.seeds": [1, 1]}, "reproduce.seeds is [1, 1], expected different ones"),
