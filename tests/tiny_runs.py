@@ -1,12 +1,15 @@
 """Training runs for tests: real ones, of a model and a dataset that are tiny."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import random
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -110,6 +113,30 @@ def start(argv: list[str], devices: int, log: pathlib.Path, cwd: Any = None) -> 
         return subprocess.Popen(
             argv, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=cwd
         )
+
+
+def kill_each(
+    argv: list[str],
+    devices: int,
+    log: pathlib.Path,
+    due: list[int],
+    reached: Callable[[], int],
+    most: float,
+) -> None:
+    """Runs a command that is killed as often as `due` is long, each time up to `most` seconds after
+    `reached` comes to the next of it, and then to its end."""
+    for place in sorted(due):
+        process = start(argv, devices, log)
+        while reached() < place and process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.02)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=random.uniform(0, most))
+            assert process.returncode == 0, log.read_text()[-3000:]
+        process.kill()
+        process.wait()
+        print(f"killed at {reached()}, {place} was due", flush=True)
+    assert start(argv, devices, log).wait() == 0, log.read_text()[-3000:]
 
 
 def start_together(argv: list[str], folder: pathlib.Path) -> list[subprocess.Popen]:

@@ -1,16 +1,14 @@
 """A stage that is killed at random moments finds what one finds that is not disturbed."""
 
-import contextlib
 import dataclasses
 import json
 import random
-import subprocess
 import sys
 
 import pytest
 from checkpoint_files import write_checkpoint
 from shapes import TINY, random_params
-from tiny_runs import start
+from tiny_runs import kill_each, start
 
 pytestmark = pytest.mark.simulation
 KILLS = 10
@@ -41,19 +39,8 @@ def test_killed_ten_times(real_data, tokenizer, tmp_path):
     print(f"\nseed {seed}")
     random.seed(seed)
     command.append(f"--gin.benchmark.workdir={tmp_path / 'killed'}")
-    due = sorted(random.choices(range(len(whole) - 32), k=KILLS))
-    while due:
-        process = start(command, 1, log)
-        while len(kept(tmp_path / "killed")) <= due[0] and process.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=0.02)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=random.uniform(0, 0.5))
-            assert process.returncode == 0, log.read_text()[-3000:]
-        process.kill()
-        process.wait()
-        print(f"killed with {len(kept(tmp_path / 'killed'))}, {due.pop(0)} was due", flush=True)
-    assert start(command, 1, log).wait() == 0, log.read_text()[-3000:]
+    due = [1 + place for place in random.choices(range(len(whole) - 32), k=KILLS)]
+    kill_each(command, 1, log, due, lambda: len(kept(tmp_path / "killed")), 0.5)
     assert kept(tmp_path / "killed") == whole
     found, expected = (tmp_path / name / "benchmark.json" for name in ("killed", "whole"))
     assert json.loads(found.read_text()) == json.loads(expected.read_text())

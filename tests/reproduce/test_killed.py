@@ -1,15 +1,13 @@
 """A ladder or a table killed at random moments finds what one finds that is not disturbed."""
 
-import contextlib
 import json
 import random
 import re
-import subprocess
 import sys
 
 import pytest
 from recipes import TEACHER, argv, table_argv
-from tiny_runs import start
+from tiny_runs import kill_each, start
 
 pytestmark = pytest.mark.simulation
 KILLS = 10
@@ -27,19 +25,8 @@ def disturb(command, stages, log):
     seed = random.randrange(2**16)
     print(f"\nseed {seed}")
     random.seed(seed)
-    due = sorted(random.choices(range(1, stages + 1), k=KILLS))
-    while due:
-        process = start(command, 8, log)
-        while begun(log) < due[0] and process.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=0.02)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=random.uniform(0, 2))
-            assert process.returncode == 0, log.read_text()[-3000:]
-        process.kill()
-        process.wait()
-        print(f"killed in stage {begun(log)}, {due.pop(0)} was due", flush=True)
-    assert start(command, 8, log).wait() == 0, log.read_text()[-3000:]
+    due = random.choices(range(1, stages + 1), k=KILLS)
+    kill_each(command, 8, log, due, lambda: begun(log), 2)
 
 
 def results(*reports):
